@@ -416,9 +416,3 @@ def from_json(kind: type, values: dict):
     """A configuration of ``kind`` from JSON values, with lists converted to tuples."""
     tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return kind(**values | tuples)
-
-
-def schema_of(kind: type) -> dict:
-    """The schema of `files.read_json` for a configuration of ``kind`` with all its fields."""
-    fields = dataclasses.fields(kind)
-    return {f.name: f.type if isinstance(f.type, type) else [int] for f in fields}

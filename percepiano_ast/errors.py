@@ -4,13 +4,19 @@ import re
 import sys
 from collections.abc import Callable
 
-_CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")
+# What would break a line or change its order or colour: control characters, the separators of lines
+# and paragraphs, and the marks of direction.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """A text with its control characters as in ``\\n``."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _line(message: object) -> str:
     """A text in one line: names in it, and messages of libraries, may have more."""
-    text = " ".join(str(message).splitlines())
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return visible(" ".join(str(message).splitlines()))
 
 
 class InputError(ValueError):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import email.utils
 import errno
 import hashlib
@@ -32,7 +33,7 @@ import numpy as np
 import tenacity
 from safetensors.numpy import save_file
 
-from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.errors import InputError, RunFailed, visible
 
 LOG_SECONDS = 5.0  # between two lines of progress
 ATTEMPTS = 6  # of a transfer, without a byte of progress
@@ -79,7 +80,7 @@ def show_progress(quiet: bool = False) -> None:
 @contextlib.contextmanager
 def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
     """Path of a temporary file, which replaces ``path`` when the block ends, or is deleted if the
-    block raises.
+    block raises; missing folders are made.
 
     Args:
         unique: several processes may write the same file.
@@ -87,6 +88,7 @@ def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
     path = as_path(path)
     middle = f".{os.getpid()}" if unique else ""
     partial = path.with_name(f"{path.name}{middle}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         partial.replace(path)
@@ -123,9 +125,7 @@ def write_json(path: str | Path, value) -> None:
 def signed_json(value: dict) -> bytes:
     """JSON of an object with the SHA-256 of its content, which does not depend on the formatting,
     as the last item ``manifest_sha256``. It shows damage; it does not prove the origin."""
-    value = json.loads(
-        json.dumps(value)
-    )  # keys that are numbers are sorted as the text that is read
+    value = json.loads(json.dumps(value))  # keys that are numbers are sorted as text
     return (json.dumps(value | {SIGNATURE: _digest(value)}, indent=1) + "\n").encode()
 
 
@@ -173,7 +173,8 @@ def read_json(
     Args:
         source: a path, local or at ``gs://``, or the content.
         schema: what the value must be: a type or union of types (``int | None``); ``[schema]``, a
-            list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least.
+            list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least; a
+            configuration of `config`, an object with all its fields.
         name: in messages; by default the path.
         advice: the next action; empty for a message that is part of another.
 
@@ -218,6 +219,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:
     """How a value of JSON differs from a schema of `read_json`; empty if it does not."""
+    if dataclasses.is_dataclass(schema):  # tuples are of integers
+        fields = dataclasses.fields(schema)
+        schema = {f.name: f.type if isinstance(f.type, type) else [int] for f in fields}
     if isinstance(schema, (list, dict)):
         if not isinstance(value, type(schema)):
             return f"{where} is a {type(value).__name__}, not a {type(schema).__name__}"
@@ -282,6 +286,8 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file in one step, with ``sha256`` in its metadata: the SHA-256 of the
     file in which this value is 64 zeros. `check_tensors` compares it."""
+    # safetensors writes an array's memory as it is, whatever its strides are.
+    tensors = {name: np.asarray(values, order="C") for name, values in tensors.items()}
     with atomic(path) as partial:
         save_file(tensors, partial, metadata | {"sha256": "0" * 64})
         digest = sha256_of(partial)
@@ -338,11 +344,10 @@ def cached_arrays(
             return {name: found[name] for name in names}
         except (InputError, KeyError) as error:
             logger.info(f"  {one_line(error)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    found = compute()
     with atomic(path) as partial, partial.open("wb") as file:
-        np.savez(file, **compute())
-    found = read_npz(path)
-    return {name: found[name] for name in names}
+        np.savez(file, **found)
+    return found
 
 
 @contextlib.contextmanager
@@ -409,7 +414,6 @@ def copy_verified(
         need = f"{target} has {free / 1e9:.1f} GB free, the files need {size / 1e9:.1f} GB"
         raise InputError(f"{need}. Free disk space there.")
     for number, (name, known) in enumerate(todo.items(), start=1):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic(target / name) as partial:
             (copy or copy_local)(name, partial, known["bytes"])
             if not matches(partial, known):
@@ -435,10 +439,6 @@ def disk_is_full(error: Exception) -> bool:
 
 # --- Names and folders ----------------------------------------------------------------------------
 
-# Surrogates, and what would break a line or change its order or colour: control characters, the
-# separators of lines and paragraphs, and the marks of direction.
-_SURROGATES = re.compile("[\ud800-\udfff]+")
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # What macOS, Windows, a NAS and Jupyter put into folders and archives.
 _OF_THE_SYSTEM = re.compile(
     r"\._.*|\.DS_Store|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r|__MACOSX"
@@ -450,20 +450,17 @@ _OF_THE_SYSTEM = re.compile(
 
 def as_text(name: str | os.PathLike) -> str:
     """A file name that can be encoded: bytes that are not UTF-8 as ``\\xNN``."""
-
-    def text(found: re.Match) -> str:
-        try:
-            return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        except UnicodeEncodeError:  # surrogates that stand for no byte
-            return found[0].encode("ascii", "backslashreplace").decode()
-
-    return _SURROGATES.sub(text, os.fspath(name))
+    text = os.fspath(name)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable(name: str | os.PathLike) -> str:
     """A file name on one line of a text, see `as_text`, with control characters as in
     ``\\n``."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(name))
+    return visible(as_text(name))
 
 
 def of_the_system(name: str) -> bool:
@@ -578,6 +575,11 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(max(FIRST_WAIT * 2 ** (state.attempt_number - 1), seconds), LONGEST_WAIT)
 
 
+def quoted(url: str) -> str:
+    """An address without spaces and non-ASCII letters; sequences that are quoted already stay."""
+    return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+
+
 def download(url: str, path: str | Path, limit: int = MAX_DOWNLOAD) -> str:
     """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
@@ -654,9 +656,7 @@ def _transfer(url: str, partial: Path, name: str, limit: int) -> str | None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     redirects = Redirects()
     try:
-        # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
-        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-        request = urllib.request.Request(quoted, headers=headers)
+        request = urllib.request.Request(quoted(url), headers=headers)
         answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
@@ -768,7 +768,6 @@ def lock_config(
     if known:
         logger.info(f"  {path} was damaged or missing: written again, as the output there says")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     except OSError as error:
         message = f"cannot write to {directory} ({error}). Choose another output directory."

@@ -394,13 +394,9 @@ def _shard_rows(item: str, place: str) -> list[dict]:
         return [row | {"integrity": "incomplete: no manifest yet"}] if names else []
     row["saved"] = _stat(store.path_of(shards.MANIFEST))[1]
     try:
-        if "://" in place:  # the manifest is uploaded last
-            files, lost = shards.read_manifest(place, store.read(shards.MANIFEST))["files"], []
-        else:
-            files, lost = (
-                shards.read_manifest(Path(place))["files"],
-                build.shortcomings(Path(place)),
-            )
+        files = shards.read_manifest(place, store.read(shards.MANIFEST))["files"]
+        # to a bucket, the manifest is uploaded last
+        lost = [] if "://" in place else build.shortcomings(Path(place))
     except InputError as error:
         return [row | {"integrity": f"damaged: {error}"}]
     damage = f"damaged: {len(lost)} files differ from the manifest, such as {(*lost, '')[0]}"

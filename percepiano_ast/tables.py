@@ -72,9 +72,9 @@ def clean_name(text: str) -> str:
     ends. Names of files on macOS are in form NFD."""
     if text.isascii():
         return text.strip()
-    return (unicodedata.normalize("NFC", text) if len(text) <= _LONGEST_NAME else text).strip(
-        _BLANKS
-    )
+    if len(text) <= _LONGEST_NAME:
+        text = unicodedata.normalize("NFC", text)
+    return text.strip(_BLANKS)
 
 
 def read_csv(

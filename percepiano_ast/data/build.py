@@ -138,7 +138,6 @@ def write_shard(job: Job, shard: Shard, encoded: Iterable | None = None) -> None
             partial.replace(file)
         else:
             epath.Path(partial).copy(file, overwrite=True)
-    job.record(shard).parent.mkdir(exist_ok=True)
     files.write_json(job.record(shard), record | {"recordings": facts, "bad": bad})
 
 
@@ -382,15 +381,18 @@ def check_complete(directory: Path) -> bool:
     return False
 
 
-def saved_settings(directory: Path, settings: dict) -> dict | None:
-    """The settings if they are those of the data set in ``directory``, according to its manifest;
-    None if that is unknown. For `files.lock_config`."""
-    try:
-        known = shards.read_manifest(directory)["files"]["settings.json"]
-    except (InputError, KeyError):
-        return None
-    same = known["sha256"] == files.sha256_of(json.dumps(settings, indent=1) + "\n")
-    return settings if same else None
+def lock(directory: str | Path, settings: dict) -> Path:
+    """`files.lock_config` for a data set, whose manifest has the checksum of its settings."""
+
+    def saved() -> dict | None:
+        try:
+            known = shards.read_manifest(directory)["files"]["settings.json"]
+        except (InputError, KeyError):
+            return None
+        same = known["sha256"] == files.sha256_of(json.dumps(settings, indent=1) + "\n")
+        return settings if same else None
+
+    return files.lock_config(directory, settings, saved)
 
 
 # --- The manifest: lengths and checksums of all files ---------------------------------------------

@@ -20,7 +20,7 @@ from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, as_text, atomic, lock_config, summary
+from percepiano_ast.files import as_path, as_text, atomic, summary
 from percepiano_ast.music.midi import read_midi
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,7 @@ def preprocess(
         "front_end": asdict(front_end),
     }
     settings |= {"stored": dtype, "limit_hours": max_hours}
-    saved = functools.partial(build.saved_settings, as_path(out), settings)
-    out = lock_config(out, settings, saved)
+    out = build.lock(out, settings)
     if build.check_complete(out):
         return out
     rows = table.rows
@@ -229,7 +228,6 @@ def write_archive(
     """Write a zip archive in MAESTRO's format from (row, mono wave, MIDI bytes), deterministically;
     the row has ``canonical_composer, canonical_title, split, year``."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     root, rows = "maestro-v3.0.0", []
     with atomic(path) as partial, zipfile.ZipFile(partial, "w") as archive:
 

@@ -28,7 +28,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import download, lock_config, matching, printable, sha256_of, summary
+from percepiano_ast.files import download, matching, printable, read_json, sha256_of, summary
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
@@ -109,21 +109,6 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
     return found
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object; spaces around names are removed. InputError: damaged, not an object, or a
-    duplicated name."""
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        what = f"should hold a JSON object, holds {content!r:.40}"
-        raise InputError(f"{path} {what}. Download it again.")
-    return content
-
-
 def read_labels(folder: str | Path) -> dict[str, list]:
     """The values of every clip in the label file; InputError if it is missing or damaged."""
     path = Path(folder) / LABELS
@@ -132,7 +117,7 @@ def read_labels(folder: str | Path) -> dict[str, list]:
             f"no {LABELS} in {folder}. Give the folder with this file and {MIDI_FOLDER}/, a"
             " checkout of github.com/JonghoKimSNU/PercePiano."
         )
-    return read_json(path)
+    return _unique(read_json(path, advice="Download it again.").items(), path)
 
 
 def find_midi(folder: str | Path) -> dict[str, Path]:
@@ -572,8 +557,7 @@ def preprocess(
             # an unusable soundfont fails here, before hours of work
             _renderings(cache, name, front_end.sample_rate)
     settings["simulated"] = simulated
-    saved = functools.partial(build.saved_settings, Path(out), settings)
-    out = lock_config(out, settings, saved)
+    out = build.lock(out, settings)
     if build.check_complete(out):
         return out
 

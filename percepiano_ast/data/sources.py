@@ -166,11 +166,9 @@ class Archive:
             with self._zip.open(info) as member, path.open("wb") as file:
                 shutil.copyfileobj(member, file, _PIECE)  # compares the CRC at the end
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise Damaged(
-                f"{files.printable(info.filename)} is damaged in {self.where}: {error}"
-            ) from error
+            raise Damaged(f"{info.filename} is damaged in {self.where}: {error}") from error
         except NotImplementedError as error:  # a compression method that this Python lacks
-            message = f"{files.printable(info.filename)} cannot be read from {self.where}: {error}"
+            message = f"{info.filename} cannot be read from {self.where}: {error}"
             raise InputError(message) from error
 
 
@@ -217,8 +215,7 @@ class RemoteFile(io.RawIOBase):
             key = urllib.parse.quote(key, safe="")
             self.url = f"{host}/download/storage/v1/b/{bucket}/o/{key}?alt=media"
         elif re.match(r"https?://[^/]", where):
-            # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
-            self.url = urllib.parse.quote(where, safe="%/:=&?~#+!$,;'@()*[]")
+            self.url = files.quoted(where)
         else:
             kinds = "https://, http:// or gs://BUCKET/OBJECT"
             raise InputError(f"cannot read {where!r}: give an address that starts with {kinds}")

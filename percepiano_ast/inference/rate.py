@@ -416,9 +416,6 @@ class RatingModelFile(Rater):
             tensors |= {f"{_REGRESSORS}{name}/{key}": values for key, values in found}
         metadata["description"] = json.dumps(self.description)
         metadata["judges"] = json.dumps([*self.regressors])
-        # safetensors writes an array's memory as it is, whatever its strides are.
-        tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, metadata)
         return Path(path)
 

@@ -22,7 +22,6 @@ from percepiano_ast.config import (
     ModelConfig,
     PretrainConfig,
     from_json,
-    schema_of,
 )
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import check_tensors, one_line, read_json, write_tensors
@@ -109,9 +108,7 @@ class Transcriber:
         """The inverse of `tensors`; raises one of ``NOT_A_MODEL`` for those of another kind."""
         kinds = {"model": ModelConfig, "front_end": FrontEnd, "statistics": LevelStats}
         model, front_end, statistics = (
-            from_json(
-                kind, read_json(metadata[name].encode(), schema_of(kind), name=name, advice="")
-            )
+            from_json(kind, read_json(metadata[name].encode(), kind, name=name, advice=""))
             for name, kind in kinds.items()
         )
         # Before anything of the stated size is computed.

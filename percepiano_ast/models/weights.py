@@ -35,7 +35,6 @@ from percepiano_ast.config import (
     ModelConfig,
     from_json,
     lookup,
-    schema_of,
 )
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import (
@@ -321,8 +320,7 @@ def _described(metadata: dict[str, str], path: Path) -> dict[str, Any]:
         if name not in schemas:
             raise InputError(f"{where}. Update the package.")
         kind, text = schemas[name], metadata[name].encode()
-        schema = schema_of(kind) if dataclasses.is_dataclass(kind) else kind
-        value = read_json(text, schema, name=where, advice="Update the package.")
+        value = read_json(text, kind, name=where, advice="Update the package.")
         known[name] = from_json(kind, value) if dataclasses.is_dataclass(kind) else value
     return known
 
@@ -473,7 +471,6 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
             tensors["p_input_tdim"] = np.array(config.n_frames)
         if path.suffix != ".safetensors":
             raise InputError(f"{path} should end in .safetensors; change the name.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, metadata)
         return path
 
@@ -512,7 +509,6 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
         "std": weights.statistics.std_db / _NEPER,
     }
     partial = path.with_name(path.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "config.json", model)
     write_json(partial / "preprocessor_config.json", extractor)
     write_tensors(partial / "model.safetensors", tensors, {"format": "pt", **metadata})

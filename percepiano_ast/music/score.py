@@ -17,6 +17,7 @@ import mido
 import numpy as np
 
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import one_line
 from percepiano_ast.music.midi import DRUM_CHANNEL, MOST_NOTES, WRAPPER_BYTES, parse_midi
 
 SCORE_NOTE = np.dtype(
@@ -151,9 +152,8 @@ def read_score(path: str | Path) -> Score:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{path}: not a readable score ({reason:.200}). Export or download it again."
+            f"{path}: not a readable score ({one_line(error)}). Export or download it again."
         ) from error
     if not rows:
         why = f" ({'; '.join(remarks)})" if remarks else ""
@@ -263,15 +263,11 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
             and not name.startswith((".", "META-INF/", "__MACOSX/"))
             and "/." not in name
         ]
+        lacking = f"its container names {named[0]}, which is missing" if named else "none is named"
         if len(documents) != 1:
-            lacking = (
-                f"container.xml names {named[0]}, which is missing" if named else "none is named"
-            )
             raise ValueError(f"{len(documents)} MusicXML documents in the archive, and {lacking}")
         if named:
-            remarks.append(
-                f"its container names {named[0]}, which is missing: {documents[0]} is read"
-            )
+            remarks.append(f"{lacking}: {documents[0]} is read")
         return inflated(documents[0], _MOST_BYTES)
 
 

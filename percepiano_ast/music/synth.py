@@ -409,7 +409,6 @@ def _render(
             f"{synthesizer} renders {name} at {peak:.1f} times full scale; the limit is"
             f" {_HEADROOM:g}. Exclude clips with so many notes at full force."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, unique=True) as partial:  # two processes may render the same clip
         soundfile.write(partial, wave / _HEADROOM, rate, format="FLAC", subtype=_SUBTYPE)
 

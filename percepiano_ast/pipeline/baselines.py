@@ -436,7 +436,6 @@ def _table(
         valid = table[table["clip"].map(keys) == table["key"]]
         return {row[0]: row[2:] for row in valid.itertuples(index=False, name=None)}
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = saved()
     todo = [clip for clip in files if clip not in rows]
     if todo:

@@ -10,11 +10,10 @@ import pandas as pd
 from percepiano_ast import audio
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.data import percepiano
-from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
-from percepiano_ast.files import cached_arrays, lock_config
+from percepiano_ast.files import cached_arrays, lock_config, read_json
 from percepiano_ast.inference import rate, regressors, transcribe
 from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES

@@ -124,7 +124,6 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
         write_signed_json(marker, known)
 
     if not cached(shards.PERFORMANCES):
-        home.mkdir(parents=True, exist_ok=True)
         logger.info(f"{start.name}: transcribing {len(clips.codes):,} renderings")
         packed = {
             str(row): shards.pack_performance(one or _EMPTY)

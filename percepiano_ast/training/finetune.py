@@ -455,9 +455,8 @@ def finetune_fold(
         with model:
             made = {"seed": config.seed, "epoch": config.epochs, "history": rows}
             model.save(config.epochs * steps_per_epoch, tree, settings | made)
-    Checkpoints(
-        place, check=check
-    ).clear()  # the store may have room for one fold's checkpoints only
+    # the store may have room for one fold's checkpoints only
+    Checkpoints(place, check=check).clear()
     return params, scaler
 
 
