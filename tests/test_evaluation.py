@@ -177,6 +177,10 @@ BROKEN = {
         lambda t: t.assign(prediction=t["prediction"].mask(t.index == 7)),
         "row 7: prediction is nan",
     ),
+    "prediction of another unit": (
+        lambda t: t.assign(prediction=-1e200),
+        "row 0: prediction is -1e.200; ratings are 0 to 1: give the same unit",
+    ),
     "negative uncertainty": (lambda t: t.assign(uncertainty=-0.1), "row 0: uncertainty is -0.1"),
     "half a fold": (lambda t: t.assign(fold=t["fold"] + 0.5), "fold is 0.5"),
     "unknown dimension": (
