@@ -24,7 +24,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,8 @@ def read_json(
         advice: the next action; empty for a message that is part of another.
 
     Raises:
-        InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, a key twice,
-            or not of the schema; infinity and NaN are allowed.
+        InputError: not readable, larger or deeper than the limits, not UTF-8 or not JSON, a key
+            twice, or not of the schema; infinity and NaN are allowed.
     """
     name = name or ("JSON" if isinstance(source, bytes) else str(source))
     try:
@@ -194,6 +194,10 @@ def read_json(
         value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise _fault(f"{name} is missing", advice) from None
+    except OSError as error:  # such as a folder, or links in a circle
+        raise _fault(
+            f"{name} cannot be read ({error.strerror or one_line(error)})", advice
+        ) from None
     except RecursionError:
         raise _fault(f"{name} is damaged (nested too deeply)", advice) from None
     except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
@@ -657,7 +661,19 @@ def _transfer(url: str, partial: Path, name: str, limit: int) -> str | None:
     redirects = Redirects()
     try:
         request = urllib.request.Request(quoted(url), headers=headers)
-        answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
+        opener, answered = urllib.request.build_opener(redirects), Future[Any]()
+
+        def ask() -> None:
+            try:
+                answered.set_result(opener.open(request, timeout=TIMEOUT))
+            except BaseException as error:
+                answered.set_exception(error)
+
+        # TIMEOUT is without a byte; the lines before a file may come one by one, or without end.
+        threading.Thread(target=ask, daemon=True).start()
+        if not wait([answered], 2 * TIMEOUT).done:
+            raise InputError(f"{url} sends no complete answer. Give a local copy instead.")
+        answer = answered.result()
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != 416 or not start:

@@ -30,6 +30,7 @@ MAX_LINE = 2**20  # bytes; some of up to twice as many pass
 MAX_LINES = 2**22
 MAX_COLUMNS = 2000
 MAX_PLAIN_CELLS = 2**24  # that pandas reads at once
+MAX_CELLS = 5 * 10**7  # with empty ones
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")  # in columns of numbers
 
 _TEXT = pd.Series(["text"]).dtype  # that pandas infers
@@ -47,7 +48,9 @@ _NAMES = {"cp1252": "Windows-1252", "mac_roman": "Mac OS Roman"}
 _INTERNED = 2**16  # different cells of a column that are stored once, or more
 _BLOCK = 2**14  # rows
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u2060\ufeff"
+# Spaces, characters without width, and marks of the direction of writing.
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u200e\u200f"
+_BLANKS += "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069" + "\u2060\ufeff"
 # Quotes, blanks beside separators, empty lines, apostrophes of `to_csv`, other line ends
 _UNUSUAL = (b'"', b"\r", b"\t", b", ", b" ,", b"\n ", b" \n", b"\n\n", b",'", b"\n'")
 _LONGEST_NAME = 256  # in form NFC; accents are sorted in the square of the time
@@ -196,7 +199,7 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     else:
         raise InputError(f"{name} is not a readable CSV file: it is empty. Write it again.")
     separator = ""
-    if found := re.fullmatch(r'\s*"?sep=([^\w\s"]|\t)"?[\s,;]*', header):
+    if found := re.fullmatch(r'\s*"?(?i:sep)=([^\w\s"]|\t)"?[\s,;]*', header):
         separator, header, skipped = found[1], next(source, ""), skipped + 1
     if not separator:
 
@@ -205,6 +208,9 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
             return {*required} <= {*names}, len(names)
 
         separator = max(_SEPARATORS, key=sense)
+    if content.count(separator.encode()) > MAX_CELLS:
+        limit = f"more than {MAX_CELLS:,} cells, the limit for a table"
+        raise InputError(f"{name} has {limit}. Split it, or give the right file.")
     read += f", separator {_SEPARATORS.get(separator, repr(separator))}"
 
     # --- Rows
@@ -258,10 +264,12 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
             if len(row) < width:
                 row += empty * (width - len(row))
             elif len(row) > width and any(map(_cleaned, row[width:])):
-                advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
-                advice += (
-                    " (decimal commas too)" * (separator == ",") + ", or use other separators."
-                )
+                if {*required} <= {*names}:
+                    what = _SEPARATORS.get(separator, "separator")
+                    both = " (decimal commas too)" * (separator == ",")
+                    advice = f"Put cells with a {what} into quotes{both}, or use other separators."
+                else:
+                    advice = f"The first line must name the columns, such as {required[0]}."
                 reason = f"{len(row)} cells, but the header has {width}"
                 raise refuse(line, reason, advice)
             starts.append(line)

@@ -152,11 +152,13 @@ def test_columns_can_be_chosen(made):
         (3, "Warmth", "", "line 5: Warmth of 'take 03' is empty. Enter a number"),
         (3, "Warmth", "high", "line 5: Warmth of 'take 03' is 'high'. Enter a number"),
         (3, "Warmth", "inf", "line 5: Warmth of 'take 03' is 'inf'"),
+        (3, "Warmth", "1e39", "line 5: Warmth of 'take 03' is '1e39'"),  # no float32
         (3, "pianist", "", "line 5: pianist is empty"),
         (3, "clip", "", "line 5: clip is empty"),
         (3, "clip", "take 02.flac", "line 5: clip 'take 02' has a row already"),
         (3, "clip", "take 99", r"1 clips \(take 99\) are rated in .* but missing in"),
         (slice(None), "Warmth", "3", "Warmth is 3 for every clip"),
+        (slice(1, None), "Warmth", "1e-300", "Warmth is 0 for every clip"),
         (slice(None), "pianist", "she", "all clips in one group, 'she'"),
     ],
 )

@@ -207,6 +207,18 @@ class TestHostile:
         with answering(trickle) as url:
             self.refused(url, tmp_path / "m", "sends less than 1,000 bytes per second. Run again")
 
+    @pytest.mark.parametrize("line", [b"HTTP/1.1 100 Continue\r\n\r\n", b"x"])
+    def test_an_answer_that_never_begins_is_given_up(self, tmp_path, monkeypatch, line):
+        monkeypatch.setattr(files, "TIMEOUT", 0.3)
+
+        def begin(handler):
+            while True:
+                handler.wfile.write(line)
+                time.sleep(0.02)
+
+        with answering(begin) as url:
+            self.refused(url, tmp_path / "m", "sends no complete answer. Give a local copy")
+
     def test_a_byte_per_connection_is_given_up(self, tmp_path):
         def one(handler):
             start = (handler.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-")

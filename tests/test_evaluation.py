@@ -177,6 +177,10 @@ BROKEN = {
         lambda t: t.assign(prediction=t["prediction"].mask(t.index == 7)),
         "row 7: prediction is nan",
     ),
+    "prediction of another unit": (
+        lambda t: t.assign(prediction=-1e200),
+        "row 0: prediction is -1e+200; ratings are 0 to 1: give the same unit",
+    ),
     "negative uncertainty": (lambda t: t.assign(uncertainty=-0.1), "row 0: uncertainty is -0.1"),
     "half a fold": (lambda t: t.assign(fold=t["fold"] + 0.5), "fold is 0.5"),
     "unknown dimension": (
@@ -411,6 +415,12 @@ def test_bad_index_is_refused(damage, message, index, tmp_path):
     damage(index).to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(InputError, match=re.escape(message)):
         load_index(tmp_path / "index.csv")
+
+
+def test_an_index_that_a_spreadsheet_has_saved_is_the_same(index, tmp_path):
+    text = index.to_csv(index=False).replace("True", "TRUE").replace("False", "FALSE")
+    (tmp_path / "index.csv").write_text(text)
+    pd.testing.assert_frame_equal(load_index(tmp_path / "index.csv"), index)
 
 
 def test_figures_show_what_they_are_given(predictions):

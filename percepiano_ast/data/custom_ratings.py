@@ -86,9 +86,9 @@ def read_ratings(
     dimensions = tuple(dict.fromkeys(chosen))
     if missing := [name for name in ("clip", group, *dimensions) if name not in names]:
         raise InputError(
-            f"{csv} lacks the columns {', '.join(missing)}; it has {shorten(', '.join(names), 60)}"
-            f" ({table.attrs['read']}). It needs clip, a column that groups clips, and one per"
-            " dimension."
+            f"{csv} lacks the columns {', '.join(missing):.200}; it has"
+            f" {shorten(', '.join(names), 60)} ({table.attrs['read']})."
+            " It needs clip, a column that groups clips, and one per dimension."
         )
     if not dimensions:
         what = f"no column of ratings besides clip and {group}"
@@ -120,7 +120,8 @@ def read_ratings(
         )
 
     # --- Ratings
-    values = numbers(table, dimensions).to_numpy()
+    with np.errstate(over="ignore"):  # 1e39 is refused as infinity is
+        values = numbers(table, dimensions).to_numpy(np.float32)
     for row, column in np.argwhere(~np.isfinite(values)):
         cell = table[dimensions[column]].iloc[row]
         what = "is empty" if pd.isna(cell) else f"is {cell!r:.60}"
@@ -169,4 +170,4 @@ def read_ratings(
     facts = {"clip": clips, "segment": groups, "content_group": groups, "human": True}
     index = pd.DataFrame(facts | {"fold_content": folds})
     files = {clip: files[clip] for clip in clips}
-    return CustomRatings(dimensions, index, values.astype(np.float32), files)
+    return CustomRatings(dimensions, index, values, files)

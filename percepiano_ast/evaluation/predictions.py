@@ -37,6 +37,7 @@ _DATA = resources.files("percepiano_ast") / "data"
 _SAME_RATING = 1e-3  # tolerance for labels with fewer digits
 _ROUNDING = 5e-4  # largest rounding error of a rating with three decimals
 _HIGHEST = 2**31  # of a seed or fold
+_FARTHEST = 1e6  # prediction or uncertainty; squares of larger ones may not be finite
 _FILE_NAME = re.compile(r"[\w+@-][\w+@.-]*")
 
 
@@ -111,8 +112,9 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     if (repeated := index["clip"].duplicated()).any():
         clip = index["clip"][repeated].iloc[0]
         raise InputError(f"{name} lists clip {clip!r:.60} twice; keep one line per clip.")
-    refuse(~index["human"].isin(["True", "False"]), "human", "write True or False")
-    index["human"] = index["human"] == "True"
+    human = index["human"].str.lower()  # spreadsheets write TRUE
+    refuse(~human.isin(["true", "false"]), "human", "write True or False")
+    index["human"] = human == "true"
     for column, given in numbers(index, folds).items():
         refuse(~((given % 1 == 0) & (given.abs() < _HIGHEST)), column, "write whole numbers")
         index[column] = given.astype(int)
@@ -195,7 +197,10 @@ def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
         elif name == "rating":
             outside = (given < 0) | (given > 1)
             refuse(outside, name, "ratings are 0 to 1: divide raw ratings by 7")
-        elif name == "uncertainty":
+        else:
+            far = given.abs() > _FARTHEST
+            refuse(far, name, "ratings are 0 to 1: give the same unit")
+        if name == "uncertainty":
             refuse(given < 0, name, "write a standard deviation, 0 or more")
         table[name] = given
     return table
