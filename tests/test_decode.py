@@ -566,6 +566,15 @@ def test_joined_mp3_is_decoded_whole(ffmpeg, tags, between):
     assert bool(recording.remarks) <= bool(between)
 
 
+def test_mp3_with_a_bit_rate_of_its_own_is_decoded_whole(ffmpeg, tmp_path):
+    options = "-ar 48000 -b:a 128k -write_xing 0 -id3v2_version 0".split()
+    coded, _ = encoded(ffmpeg, tmp_path, "take.mp3", *options)
+    expected, content = audio.load(coded), bytearray(coded.read_bytes())
+    assert len(content) % 384 == 0
+    content[2::384] = bytes(value & 0x0F for value in content[2::384])
+    np.testing.assert_allclose(audio.load(io.BytesIO(content)), expected, atol=2e-4)
+
+
 def test_without_ffmpeg_what_was_left_out_of_joined_mp3_is_said(no_ffmpeg):
     recording = audio.Recording(io.BytesIO(mp3() + mp3()))
     assert len(recording.read(RATE)) == 8 * RATE
@@ -579,7 +588,8 @@ def test_without_ffmpeg_what_was_left_out_of_joined_mp3_is_said(no_ffmpeg):
 
 @pytest.mark.parametrize(
     ("kind", "subtype"),
-    [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("WAV", "PCM_16")],
+    [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("WAV", "PCM_16")]
+    + [("AIFF", "PCM_16")],
 )
 def test_joined_recordings_are_decoded_one_after_the_other(tmp_path, no_ffmpeg, kind, subtype):
     rate = 24_000
@@ -738,6 +748,17 @@ def test_channels_that_cancel_each_other_are_refused_with_the_cause(other, subty
     wave = np.stack([tones(), np.float32(other) * tones()], axis=1)
     with pytest.raises(InputError, match="the channels cancel each other"):
         audio.load(io.BytesIO(sound_file(wave, RATE, subtype=subtype)))
+
+
+def test_other_audio_tracks_are_said(ffmpeg, tmp_path):
+    silence = [*"-f lavfi -i anullsrc=d=4".split(), *"-c:a flac -map".split()]
+    coded, plain = encoded(ffmpeg, tmp_path, "take.mka", *silence, "0", "-map", "1")
+    recording = audio.Recording(coded)
+    np.testing.assert_array_equal(recording.read(RATE), audio.load(plain))
+    assert recording.remarks == ["the first of its 2 audio tracks was taken"]
+    coded, _ = encoded(ffmpeg, tmp_path, "other.mka", *silence, "1", "-map", "0")
+    with pytest.raises(InputError, match=r"zeros only \(the first of its 2 audio tracks was taken"):
+        audio.load(coded)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.01])
