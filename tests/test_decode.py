@@ -750,6 +750,15 @@ def test_channels_that_cancel_each_other_are_refused_with_the_cause(other, subty
         audio.load(io.BytesIO(sound_file(wave, RATE, subtype=subtype)))
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_without_its_last_page_is_said(subtype):
+    content = sound_file(noise(6, 24_000, 1), 24_000, "OGG", subtype)
+    for part, remarks in ((content, []), (content[: len(content) * 2 // 3], ["may be cut off"])):
+        recording = audio.Recording(io.BytesIO(part))
+        assert 2 < len(recording.read(24_000)) / 24_000 <= 6
+        assert [remark.rpartition("and ")[2] for remark in recording.remarks] == remarks
+
+
 def test_other_audio_tracks_are_said(ffmpeg, tmp_path):
     silence = [*"-f lavfi -i anullsrc=d=4".split(), *"-c:a flac -map".split()]
     coded, plain = encoded(ffmpeg, tmp_path, "take.mka", *silence, "0", "-map", "1")
@@ -829,6 +838,14 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         for function in (audio.load, audio.duration):
             with pytest.raises(InputError, match="a device or pipe, not a file"):
                 function(path)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
+def test_a_file_of_0_bytes_is_refused_as_empty(tmp_path, suffix):
+    path = tmp_path / f"take.{suffix}"
+    path.touch()
+    with pytest.raises(InputError, match="empty, it has 0 bytes"):
+        audio.load(path)
 
 
 def test_an_ffmpeg_that_gives_no_sound_is_stopped(tmp_path, monkeypatch):

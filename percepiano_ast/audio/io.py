@@ -93,6 +93,10 @@ class Recording:
                 path = copy.name
             self._decoder: _Libsndfile | _Ffmpeg | _Chain
             try:
+                if not os.path.getsize(path):
+                    raise InputError(
+                        f"{self.name}: empty, it has 0 bytes. Record or copy it again."
+                    )
                 starts = _links(path, self.name)
                 if len(starts) > 1:
                     self._decoder = _Chain(path, self.name, starts)
@@ -552,6 +556,12 @@ class _Libsndfile(soundfile.SoundFile):
             and self.subtype in _CODECS
             and not (self.format == "FLAC" and self.declared is None)
         )
+        if self.format == "OGG":  # whose header has no length
+            with open(path, "rb") as file:
+                file.seek(max(os.path.getsize(path) - (1 << 17), 0))
+                _, found, page = file.read().rpartition(b"OggS\0")
+            if found and not (page and page[0] & 4):
+                self.remarks.append("it does not end with a last page, and may be cut off")
         if self.format == "MP3":
             behind = _behind_mp3(path)
             self.reliable = behind is not None and behind <= _TAGS
