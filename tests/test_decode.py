@@ -566,6 +566,15 @@ def test_joined_mp3_is_decoded_whole(ffmpeg, tags, between):
     assert bool(recording.remarks) <= bool(between)
 
 
+def test_mp3_with_a_bit_rate_of_its_own_is_decoded_whole(ffmpeg, tmp_path):
+    options = "-ar 48000 -b:a 128k -write_xing 0 -id3v2_version 0".split()
+    coded, _ = encoded(ffmpeg, tmp_path, "take.mp3", *options)
+    expected, content = audio.load(coded), bytearray(coded.read_bytes())
+    assert len(content) % 384 == 0
+    content[2::384] = bytes(value & 0x0F for value in content[2::384])
+    np.testing.assert_allclose(audio.load(io.BytesIO(content)), expected, atol=2e-4)
+
+
 def test_without_ffmpeg_what_was_left_out_of_joined_mp3_is_said(no_ffmpeg):
     recording = audio.Recording(io.BytesIO(mp3() + mp3()))
     assert len(recording.read(RATE)) == 8 * RATE
@@ -579,7 +588,8 @@ def test_without_ffmpeg_what_was_left_out_of_joined_mp3_is_said(no_ffmpeg):
 
 @pytest.mark.parametrize(
     ("kind", "subtype"),
-    [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("WAV", "PCM_16")],
+    [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("WAV", "PCM_16")]
+    + [("AIFF", "PCM_16")],
 )
 def test_joined_recordings_are_decoded_one_after_the_other(tmp_path, no_ffmpeg, kind, subtype):
     rate = 24_000
@@ -740,6 +750,26 @@ def test_channels_that_cancel_each_other_are_refused_with_the_cause(other, subty
         audio.load(io.BytesIO(sound_file(wave, RATE, subtype=subtype)))
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_without_its_last_page_is_said(subtype):
+    content = sound_file(noise(6, 24_000, 1), 24_000, "OGG", subtype)
+    for part, remarks in ((content, []), (content[: len(content) * 2 // 3], ["may be cut off"])):
+        recording = audio.Recording(io.BytesIO(part))
+        assert 2 < len(recording.read(24_000)) / 24_000 <= 6
+        assert [remark.rpartition("and ")[2] for remark in recording.remarks] == remarks
+
+
+def test_other_audio_tracks_are_said(ffmpeg, tmp_path):
+    silence = [*"-f lavfi -i anullsrc=d=4".split(), *"-c:a flac -map".split()]
+    coded, plain = encoded(ffmpeg, tmp_path, "take.mka", *silence, "0", "-map", "1")
+    recording = audio.Recording(coded)
+    np.testing.assert_array_equal(recording.read(RATE), audio.load(plain))
+    assert recording.remarks == ["the first of its 2 audio tracks was taken"]
+    coded, _ = encoded(ffmpeg, tmp_path, "other.mka", *silence, "1", "-map", "0")
+    with pytest.raises(InputError, match=r"zeros only \(the first of its 2 audio tracks was taken"):
+        audio.load(coded)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.01])
 def test_a_silent_channel_is_said(level):
     wave = np.stack([tones(), np.full_like(tones(), level)], axis=1)
@@ -808,6 +838,14 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         for function in (audio.load, audio.duration):
             with pytest.raises(InputError, match="a device or pipe, not a file"):
                 function(path)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
+def test_a_file_of_0_bytes_is_refused_as_empty(tmp_path, suffix):
+    path = tmp_path / f"take.{suffix}"
+    path.touch()
+    with pytest.raises(InputError, match="empty, it has 0 bytes"):
+        audio.load(path)
 
 
 def test_an_ffmpeg_that_gives_no_sound_is_stopped(tmp_path, monkeypatch):

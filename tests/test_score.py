@@ -2,6 +2,7 @@
 20 s with real data."""
 
 import tracemalloc
+import unicodedata
 import zipfile
 from dataclasses import replace
 
@@ -309,14 +310,22 @@ def container(*names, kind=" media-type='application/vnd.recordare.musicxml+xml'
         ("Kl\xe4vier \u97f3.musicxml", ""),
         ("./b.xml", ""),
         ("My%20score.xml", ""),
+        ("b.xml", " media-type='text/xml'"),
+        ("b.xml", " media-type=''"),
+        ("E\u0301tude.xml", ""),  # macOS decomposes names
+        ("a\\b.xml", ""),
     ],
 )
 def test_the_container_names_the_document(tmp_path, name, kind):
-    stored = name.removeprefix("./").replace("%20", " ")
+    stored = unicodedata.normalize("NFC", name.removeprefix("./").replace("%20", " "))
+    stored = stored.replace("\\", "/")
     members = {"a.xml": musicxml([HEAD + OTHER]), "__MACOSX/._b.xml": "junk", "cover.pdf": "%PDF"}
     members |= {"META-INF/container.xml": container(name, kind=kind)}
     path = zipped(tmp_path / "one.mxl", members | {stored: musicxml([HEAD + BAR])})
     assert read_score(path).notes["pitch"].tolist() == [60, 64]
+    with zipfile.ZipFile(path) as archive:
+        whole = {f"score/{at}": archive.read(at) for at in archive.namelist()}
+    assert read_score(zipped(tmp_path / "folder.mxl", whole)).notes["pitch"].tolist() == [60, 64]
     members["META-INF/container.xml"] = container("cover.pdf", kind=" media-type='application/pdf'")
     with pytest.raises(InputError, match="2 MusicXML documents in the archive, and none is named"):
         read_score(zipped(path, members | {"b.xml": musicxml([HEAD + BAR])}))
@@ -459,6 +468,12 @@ def test_impossible_keys_and_tempi_are_dropped_with_a_remark(tmp_path, capfd):
     assert read.keys == () and "1 impossible key signatures were dropped" in read.remarks
     assert "music21 has 1 warnings: 0 qpm tempo tag found, skipping." in read.remarks
     assert capfd.readouterr().err == ""
+
+
+def test_sums_of_beats_and_ranges_of_tempo_are_read(tmp_path):
+    text = musicxml([HEAD.replace("<beats>2", "<beats>3+2") + xml_note("C", 4, 10)])
+    read = read_as(tmp_path / "one.xml", text.replace("<per-minute>90", "<per-minute>88-92"))
+    assert read.metres == ((0.0, 5, 1.0),) and len(read.notes) == 1
 
 
 def test_a_score_in_smpte_frames_is_refused(tmp_path):

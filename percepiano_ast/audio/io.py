@@ -19,7 +19,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -93,6 +93,10 @@ class Recording:
                 path = copy.name
             self._decoder: _Libsndfile | _Ffmpeg | _Chain
             try:
+                if not os.path.getsize(path):
+                    raise InputError(
+                        f"{self.name}: empty, it has 0 bytes. Record or copy it again."
+                    )
                 starts = _links(path, self.name)
                 if len(starts) > 1:
                     self._decoder = _Chain(path, self.name, starts)
@@ -190,7 +194,7 @@ class Recording:
             if offset.removed:
                 what = f"a constant offset of {offset.removed:+.1g} of full scale was removed"
                 self._remarks.append(what)
-            _check(n, self.peak, sample_rate, self.name)
+            _check(n, self.peak, sample_rate, self.name, self.remarks)
         finally:
             self._decoder.close()
 
@@ -319,7 +323,7 @@ def _peak(block: np.ndarray, start: int, sample_rate: int, name: str) -> float:
     return peak
 
 
-def _check(n: int, peak: float, sample_rate: int, name: str) -> None:
+def _check(n: int, peak: float, sample_rate: int, name: str, remarks: Iterable[str] = ()) -> None:
     """Refuse a recording of ``n`` samples that is short or silent."""
     if not n:
         raise InputError(f"{name}: empty, it holds no samples. Record or copy it again.")
@@ -328,6 +332,7 @@ def _check(n: int, peak: float, sample_rate: int, name: str) -> None:
         raise InputError(f"{name}: {seconds:.2f} s long. {least}")
     if peak < 10 ** (SILENCE_DB / 20):
         level = f"peaks at {20 * np.log10(peak):.0f} dBFS" if peak else "holds zeros only"
+        level += "".join(f" ({remark})" for remark in remarks)
         raise InputError(f"{name}: silent, it {level}. Check microphone and level, record again.")
 
 
@@ -389,7 +394,7 @@ def _is_placeholder(length: int) -> bool:
 
 
 def _links(path: str | Path, name: str) -> list[int]:
-    """Starts of the recordings that are joined in a file of Ogg, FLAC, WAV or MP4."""
+    """Starts of the recordings that are joined in a file of Ogg, FLAC, WAV, AIFF or MP4."""
     size, starts = os.path.getsize(path), [0]
     with open(path, "rb") as file:
 
@@ -418,8 +423,8 @@ def _links(path: str | Path, name: str) -> list[int]:
             elif magic == b"fLaC":
                 at = search(magic, at + 1)
                 joined = read(at + 4, 4) in (b"\0\0\0\x22", b"\x80\0\0\x22")  # STREAMINFO
-            elif magic == b"RIFF" and read(at, 4) == magic:
-                length = int.from_bytes(read(at + 4, 4), "little")
+            elif magic in (b"RIFF", b"FORM") and read(at, 4) == magic:
+                length = int.from_bytes(read(at + 4, 4), "little" if magic == b"RIFF" else "big")
                 at += 8 + length + length % 2
                 joined = read(at, 4) == magic
             elif magic == b"ftyp":
@@ -551,9 +556,17 @@ class _Libsndfile(soundfile.SoundFile):
             and self.subtype in _CODECS
             and not (self.format == "FLAC" and self.declared is None)
         )
+        if self.format == "OGG":  # whose header has no length
+            with open(path, "rb") as file:
+                file.seek(max(os.path.getsize(path) - (1 << 17), 0))
+                _, found, page = file.read().rpartition(b"OggS\0")
+            if found and not (page and page[0] & 4):
+                self.remarks.append("it does not end with a last page, and may be cut off")
         if self.format == "MP3":
             behind = _behind_mp3(path)
             self.reliable = behind is not None and behind <= _TAGS
+            if behind is None and _is_free_format(path):  # ffmpeg does not read it
+                self.reliable, self.declared = True, None
         # libsndfile reads truncated files without an error, but its log has the declared length.
         declared = present = 0
         if self.format in ("RF64", "W64"):
@@ -629,7 +642,7 @@ class _Ffmpeg:
             self._messages.close()
             raise
         assert self._process.stdout is not None  # as it is a pipe
-        self._sound, self._stopped = self._process.stdout, False
+        self._sound, self._stopped, self._resynchronized = self._process.stdout, False, False
         header = self._read(24)  # six numbers, followed by samples until the pipe ends
         if len(header) < 24:
             fault = self._fault()
@@ -637,8 +650,11 @@ class _Ffmpeg:
             raise _unreadable(name, fault or "no audio")
         _, start, _, _, self.samplerate, self.channels = struct.unpack(">6I", header)
         self._read(start - len(header))
-        codec = re.search(r"Stream #0.* Audio: (\w+)", self._log())
-        self._codec = codec[1] if codec else ""
+        found = self._log().partition("Output #0")[0]
+        codecs = re.findall(r"Stream #0.* Audio: (\w+)", found) or [""]
+        self._codec = codecs[0]
+        if len(codecs) > 1:
+            self.remarks.append(f"the first of its {len(codecs)} audio tracks was taken")
         self.floats = self._codec.startswith(("pcm_f32", "pcm_f64"))
 
     def next(self, frames: int) -> np.ndarray:
@@ -648,7 +664,8 @@ class _Ffmpeg:
             # MPEG audio has no length, and is decoded from frame to frame.
             if self._stopped or self._process.returncode or self._codec not in _RESYNCHRONIZED:
                 raise InputError(f"{self._name}: damaged or truncated (ffmpeg: {fault}). {_AGAIN}")
-            if not self.remarks:
+            if not self._resynchronized:
+                self._resynchronized = True
                 what = "what is not MPEG audio in the file was left out"
                 self.remarks.append(f"{what} (ffmpeg: {fault})")
         return np.frombuffer(content, ">f4").astype(np.float32).reshape(-1, self.channels)
@@ -811,6 +828,14 @@ def _behind_mp3(path: str | Path) -> int | None:
         return None
     end = start + found.start() + int.from_bytes(found[2], "big")
     return os.path.getsize(path) - end
+
+
+def _is_free_format(path: str | Path) -> bool:
+    """Whether the first frame of an MP3 file has a bit rate of its own."""
+    with open(path, "rb") as file:
+        file.seek(_sound_start(file))
+        frame = file.read(3)
+    return frame[:1] == b"\xff" and frame[2] < 16
 
 
 def _feed(path: str | Path, target: int) -> None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import operator
 import re
+import unicodedata
 import urllib.parse
 import warnings
 import zipfile
@@ -50,7 +51,6 @@ _LIMITS = {
     "per-minute": (1e-3, 1e5),
     "multiple-rest": (0, 10_000),
 }
-_MUSICXML_TYPE = "application/vnd.recordare.musicxml"
 _OTHER_FORMATS = {
     b"%PDF": "a PDF",
     b"\x1f\x8b": "a gzip archive",
@@ -239,28 +239,29 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
         if any(name.lower().endswith(".mscx") for name in members):
             raise InputError(f"not a readable score: a MuseScore file. {_EXPORT}")
         named: list[str] = []
+        folder = ""  # that was archived as a whole
         for name in members:
-            if name.lower().replace("\\", "/") == "meta-inf/container.xml":
+            if _plain(name).lower().endswith("meta-inf/container.xml"):
+                folder = _plain(name)[: -len("meta-inf/container.xml")]
                 parser = _safe_parser()
 
                 def start(tag: str, attributes: dict[str, str]) -> None:
-                    kind = attributes.get("media-type", _MUSICXML_TYPE)
-                    if tag.split(":")[-1] == "rootfile" and kind.startswith(_MUSICXML_TYPE):
+                    kind = attributes.get("media-type") or "xml"
+                    if tag.split(":")[-1] == "rootfile" and "xml" in kind:
                         named.append(attributes.get("full-path", ""))
 
                 parser.StartElementHandler = start
                 parser.Parse(inflated(name, 1_000_000), True)
                 break
-        # zipfile decodes names without the flag for UTF-8 as code page 437.
-        plain = {_utf8(name).replace("\\", "/"): name for name in members}
+        plain = {_plain(name): name for name in members}
         for name in (named[0], urllib.parse.unquote(named[0])) if named else ():
-            if name.removeprefix("./").removeprefix("/") in plain:
-                return inflated(plain[name.removeprefix("./").removeprefix("/")], _MOST_BYTES)
+            if (member := plain.get(folder + _plain(name))) is not None:
+                return inflated(member, _MOST_BYTES)
         documents = [
             name
             for name in members
             if name.lower().endswith((".xml", ".musicxml"))
-            and not name.startswith((".", "META-INF/", "__MACOSX/"))
+            and not name.startswith((".", f"{folder}META-INF/", "__MACOSX/"))
             and "/." not in name
         ]
         lacking = f"its container names {named[0]}, which is missing" if named else "none is named"
@@ -271,11 +272,13 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
         return inflated(documents[0], _MOST_BYTES)
 
 
-def _utf8(name: str) -> str:
-    try:
-        return name.encode("cp437").decode()
-    except UnicodeError:
-        return name
+def _plain(name: str) -> str:
+    """One form of the names in an archive and in its container."""
+    with contextlib.suppress(UnicodeError):
+        # zipfile decodes names without the flag for UTF-8 as code page 437.
+        name = name.encode("cp437").decode()
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    return name.removeprefix("./").removeprefix("/")
 
 
 def _decoded(content: bytes, remarks: list[str]) -> str:
@@ -365,7 +368,9 @@ def _check_document(text: str) -> None:
         value.clear()
         if len(content) > (50 if tag in _LIMITS else _LONGEST_TEXT):
             raise ValueError(f"{tag:.40} has {len(content):,} characters")
-        if tag in _LIMITS and re.fullmatch(r"[-+.\deE]+|nan|inf", content):  # not 3+2 beats
+        if tag in _LIMITS and re.fullmatch(
+            r"[-+]?[.\d]+([eE][-+]?\d+)?|nan|inf", content
+        ):  # not 3+2 beats
             low, high = _LIMITS[tag]
             if not low <= float(content) <= high:
                 raise ValueError(f"{tag} is {content:.20}")
