@@ -768,6 +768,10 @@ def test_other_audio_tracks_are_said(ffmpeg, tmp_path):
     coded, _ = encoded(ffmpeg, tmp_path, "other.mka", *silence, "1", "-map", "0")
     with pytest.raises(InputError, match=r"zeros only \(the first of its 2 audio tracks was taken"):
         audio.load(coded)
+    pictures = "-f lavfi -i testsrc=d=1:s=64x64 -map 1 -c:v mjpeg".split()
+    coded, _ = encoded(ffmpeg, tmp_path, "mute.mov", *pictures)
+    with pytest.raises(InputError, match=r"cannot be read as audio \(it has no audio track\)"):
+        audio.load(coded)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.01])

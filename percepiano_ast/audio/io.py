@@ -707,6 +707,8 @@ class _Ffmpeg:
         for found in _ERROR.finditer(self._log()):
             if "Format not on whitelist" in found[1]:
                 return "no format of recordings, such as a playlist"
+            if "matches no streams" in found[1]:
+                return "it has no audio track"
             if "non monoton" not in found[1]:  # where a stream's sampling rate changes
                 return found[1].strip()
         return f"it ends with code {code}" if code else ""
