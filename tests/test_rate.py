@@ -513,7 +513,7 @@ class TestCommand:
         (tmp_path / "nothing").mkdir()
         reasons = {
             "text.mp3": "cannot be read as audio",
-            "empty.wav": "cannot be read as audio",
+            "empty.wav": "empty, it has 0 bytes",
             "cut.wav": "are missing",
             "silent.wav": "silent",
             "short.wav": "at least 3 s",
