@@ -231,7 +231,7 @@ def write_archive(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     root, rows = "maestro-v3.0.0", []
-    with atomic(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with atomic(path, unique=True) as partial, zipfile.ZipFile(partial, "w") as archive:
 
         def add(name: str, content: bytes) -> None:
             # ZipInfo's default date keeps the archive deterministic.
