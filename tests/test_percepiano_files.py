@@ -129,6 +129,15 @@ class TestFetch:
             percepiano.fetch(asked, tmp_path / "source")
         assert not (tmp_path / "source").exists()
 
+    def test_a_bomb_is_not_unpacked(self, url, tmp_path, monkeypatch):
+        address, served = url
+        with zipfile.ZipFile(served / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"x/{percepiano.LABELS}", bytes(600))
+            archive.writestr(f"x/{percepiano.MIDI_FOLDER}/a.mid", bytes(600))
+        monkeypatch.setattr(percepiano, "MAX_UNPACKED", 1000)
+        with pytest.raises(InputError, match="expands to more than 1,000 bytes. Give a local copy"):
+            percepiano.fetch(f"{address}/bomb.zip", tmp_path / "source")
+
     @pytest.mark.real_data
     def test_the_pinned_commit_must_be_the_pinned_commit(self, url, percepiano_dir, tmp_path):
         address, served = url

@@ -51,6 +51,7 @@ PUBLISHED = {
 # name, 99 % match this one. Its ratings are of the audio that was presented, so they remain valid.
 MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"}
 
+MAX_UNPACKED = 2**29  # bytes of the files that are kept of the archive
 SPLIT = "rated"
 OWN = "own"  # a custom recording, in place of a synthesizer's name
 KEY = ["clip", "synthesizer"]  # of a rendering, in tables
@@ -189,7 +190,7 @@ def fetch(url: str, folder: str | Path) -> Path:
             check_published(folder)
         return folder
     logger.info(f"downloading {url}")
-    partial = folder.with_name(folder.name + ".partial")
+    partial, room = folder.with_name(folder.name + ".partial"), MAX_UNPACKED
     shutil.rmtree(partial, ignore_errors=True)
     packed = folder.with_name(folder.name + ".zip")
     download(url, packed)
@@ -202,7 +203,11 @@ def fetch(url: str, folder: str | Path) -> Path:
                 single = str(inner) in (LABELS, RATERS, "LICENSE")
                 if single or in_folder and inner.suffix == ".mid":
                     (partial / inner).parent.mkdir(parents=True, exist_ok=True)
-                    (partial / inner).write_bytes(archive.read(name))
+                    with archive.open(name) as file:
+                        content = file.read(room + 1)
+                    if (room := room - len(content)) < 0:
+                        raise ValueError(f"it expands to more than {MAX_UNPACKED:,} bytes")
+                    (partial / inner).write_bytes(content)
         find_midi(partial)
         read_labels(partial)
         if pinned:
