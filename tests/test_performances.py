@@ -190,6 +190,7 @@ def flipped(content: bytes, position: int) -> bytes:
         npz(lambda members: members | {"key.npy": b"not an array"}),
         npz(lambda members: {"key.npy": members["key.npy"]}),
     ],
+    ids=map(str, range(15)),  # the time is in the archives
 )
 def test_damaged_performances_are_refused(tmp_path, content):
     (tmp_path / "performances.npz").write_bytes(content)
