@@ -185,12 +185,11 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path):
         read_csv("null\0.csv", "ratings")
 
 
-def test_a_dialect_other_than_commas_and_utf_8_is_logged(caplog):
-    caplog.set_level("INFO", logger="percepiano_ast")
+def test_a_dialect_other_than_commas_and_utf_8_is_logged(logged):
     found(written().encode())
-    assert not caplog.messages
+    assert not logged
     found(written(";", decimal=",").encode("cp1252"))
-    assert caplog.messages == [
+    assert logged == [
         "ratings.csv: read as Windows-1252, separator semicolon",
         "ratings.csv: read with decimal commas",
     ]
