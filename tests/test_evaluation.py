@@ -365,7 +365,7 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
         (lambda text: text.replace("dimension", "rating", 1), "has 2 columns named 'rating'"),
     ],
 )
-def test_predictions_of_spreadsheets(change, message, index, tmp_path, caplog):
+def test_predictions_of_spreadsheets(change, message, index, tmp_path):
     rows = make_predictions(index, {"mlp": 0.1}).iloc[: 19 * 3]
     rows = rows.assign(rating=rows["rating"].round(4), prediction=rows["prediction"].round(4))
     changed, path = change(rows.to_csv(index=False)), tmp_path / "predictions.csv"
