@@ -229,7 +229,7 @@ def write_archive(
     the row has ``canonical_composer, canonical_title, split, year``."""
     path = Path(path)
     root, rows = "maestro-v3.0.0", []
-    with atomic(path, unique=True) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with atomic(path) as partial, zipfile.ZipFile(partial, "w") as archive:
 
         def add(name: str, content: bytes) -> None:
             # ZipInfo's default date keeps the archive deterministic.
