@@ -214,7 +214,7 @@ def _fault(message: str, advice: str) -> InputError:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a ValueError for a key that stands twice."""
+    """An object of JSON; a ValueError for a repeated key."""
     if len(found := dict(pairs)) < len(pairs):
         ((twice, _),) = collections.Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"{twice!r:.60} twice")

@@ -332,7 +332,7 @@ class CalibratedRegressors:
         """The inverse of `tensors`.
 
         Raises:
-            KeyError, ValueError: missing, of other shapes, or trees that lead nowhere.
+            KeyError, ValueError: missing, of other shapes, or a path through a tree without a leaf.
         """
         arrays = below(tensors, _REGRESSORS)
         n_features, n_known = arrays["kernel/known"].shape[::-1]
