@@ -64,9 +64,8 @@ def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, 
     codes = np.full((n_frames, 128), 40 + down // 8, np.uint8)
     for key in range(88):
         codes[targets.frame[:, key], key : key + 6] = 140
-        codes[targets.onset[:, key], key : key + 6] = (
-            140 + 100 * targets.velocity[targets.onset[:, key], key][:, None]
-        )
+        struck = ~np.isnan(targets.onset[:, key])
+        codes[struck, key : key + 6] = 140 + 100 * targets.velocity[struck, key][:, None]
     return codes, targets
 
 
@@ -271,7 +270,7 @@ class TestScores:
         sure = {
             name: 40 * (values - 0.5)
             for name, values in wanted.items()
-            if name in ("onset", "frame", "sustained")
+            if name in ("onset", "offset", "frame", "sustained")
         }
         values = {
             name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6))

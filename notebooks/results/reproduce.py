@@ -27,17 +27,19 @@ import numpy as np
 import pandas as pd
 import typer
 
+from percepiano_ast import audio
+from percepiano_ast.audio import effects
 from percepiano_ast.cli import FOLDER, SET, option, run_app
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import lock_config, show_progress, write_json
+from percepiano_ast.files import lock_config, process_map, show_progress, write_json
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
-from percepiano_ast.music.midi import read_midi, trimmed, write_midi
+from percepiano_ast.music.midi import Performance, excerpt, read_midi, trimmed, write_midi
 from percepiano_ast.music.synth import RenderCache
 from percepiano_ast.pipeline import steps
 from percepiano_ast.pipeline.baselines import BASELINES, BaselineOptions, run_baselines
@@ -56,6 +58,7 @@ logger = logging.getLogger("percepiano_ast.reproduce")
 
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
+EXCERPT = 60.0  # seconds
 
 
 def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
@@ -92,6 +95,7 @@ def render_archive(
     synthesizers: list[str],
     workers: int = 1,
     seed: int = 0,
+    conditions: bool = False,
 ) -> Path:
     """Render about ``hours`` of performances, pieces in random order, one performance of each piece
     before a second.
@@ -102,6 +106,9 @@ def render_archive(
 
     Args:
         workers: number of rendering processes.
+        conditions: write excerpts of `EXCERPT` seconds instead, each by the next synthesizer, under
+            recording conditions of its own (`audio.effects.draw_conditions`), and as loud as `rate`
+            makes a recording, up to `audio.JITTER_DB`.
 
     Raises:
         InputError: no performances, or a missing soundfont.
@@ -120,14 +127,19 @@ def render_archive(
     rows["split"] = (number % 12).map({10: "validation", 11: "test"}).fillna("train")
     rows["turn"] = piece.groupby(piece).cumcount()
     chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours)
+    if conditions:
+        chosen = [(row, part) for row, whole in chosen for part in _excerpts(whole)]
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
         its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
         piano.prepare(its, workers)
 
+    make = partial(_sound, seed, conditions)
+    items = enumerate((piano, performance) for (_, performance), piano in zip(chosen, pianos))
+
     def recordings() -> Iterator[tuple]:
-        for (row, performance), piano in zip(chosen, pianos):
-            wave = piano.wave(performance, row.midi_performance)
+        sounds = process_map(make, items, workers, chunksize=8)
+        for (row, _), (wave, performance) in zip(chosen, sounds, strict=True):
             file = io.BytesIO()  # aligned to the rendering; the source may start with silence
             write_midi(performance, file)
             facts = {"canonical_composer": row.composer, "canonical_title": row.title}
@@ -135,6 +147,33 @@ def render_archive(
             yield facts, np.clip(wave, -1, 1), file.getvalue()
 
     return maestro.write_archive(path, recordings(), SAMPLE_RATE)
+
+
+def _excerpts(performance: Performance) -> Iterator[Performance]:
+    """Consecutive excerpts of `EXCERPT` seconds; the last may be up to twice as long."""
+    count = max(int(performance.notes["offset"].max() // EXCERPT), 1)
+    for number in range(count):
+        stop = (number + 1) * EXCERPT if number < count - 1 else np.inf
+        if (part := excerpt(performance, number * EXCERPT, stop)) is not None:
+            yield trimmed(part)
+
+
+def _sound(
+    seed: int, conditions: bool, item: tuple[int, tuple[RenderCache, Performance]]
+) -> tuple[np.ndarray, Performance]:
+    """A rendering, and the performance in its time."""
+    number, (piano, performance) = item
+    wave = piano.wave(performance)
+    if not conditions:
+        return wave, performance
+    rng = np.random.default_rng([seed, number])
+    drawn = effects.draw_conditions(rng)
+    wave = drawn.apply(wave, SAMPLE_RATE, int(rng.integers(2**31)))
+    target = audio.LOUDNESS + rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
+    notes, pedals = performance.notes.copy(), performance.pedals.copy()
+    for times in (notes["onset"], notes["offset"], pedals["time"]):
+        times /= drawn.speed
+    return audio.normalize_loudness(wave, SAMPLE_RATE, target), Performance(notes, pedals)
 
 
 def _chosen(rows: pd.DataFrame, files: dict, hours: float) -> list[tuple]:
@@ -375,9 +414,12 @@ def render(
     output: str = option(..., "The archive to write.", "ZIP"),
     hours: float = option(4.0, "Hours to render.", "H"),
     synthesizers: list[str] = option(["builtin"], "Synthesizers, used in turn.", "NAME"),
+    conditions: bool = option(
+        False, "Excerpts of a minute, each by the next piano, in a room of its own, by a phone ..."
+    ),
 ):
     """Render MIDI performances into an archive with MAESTRO's layout."""
-    options = {"hours": hours, "synthesizers": synthesizers}
+    options = {"hours": hours, "synthesizers": synthesizers, "conditions": conditions}
     print(render_archive(midi, output, workers=workers(), **options))
 
 

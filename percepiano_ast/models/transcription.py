@@ -1,14 +1,16 @@
 """An AST for transcription: onsets, keys, strings, velocity and pedals from its tokens, descriptors
 from the pooled tokens.
 
-The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153). Onsets are
-regressed as in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls linearly from 1
-at the onset to 0 at `ONSET_REACH`, so that onset times can be estimated more finely than the steps.
-Pedal targets are values between 0 and 1, at whose expected value the cross-entropy is minimal.
+The outputs are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153). Onsets and
+offsets are regressed as in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls
+linearly from 1 at the exact time to 0 at `REACH`, so that times can be estimated more finely than
+the steps. Pedal targets are values between 0 and 1, at whose expected value the cross-entropy is
+minimal.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -19,17 +21,20 @@ from percepiano_ast.models.transformer import Compute, gelu, layer_norm, per_tok
 from percepiano_ast.music.piano_roll import HELD_FROM, N_KEYS, ONSET_FROM, FrameTargets
 
 STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
-ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
+REACH = 5  # frames on either side of an onset or offset, Kong et al.'s J: 50 ms
 TOLERANCE = 2  # steps between matched onsets, 40 ms; mir_eval uses 50 ms
 HIDDEN = 256
-# Output biases: log-odds of an onset, a held key and a sounding string in a cell (Lin et al. 2017,
-# arXiv 1708.02002, section 4.1).
-ROLLS = {"onset": -4.6, "frame": -3.0, "sustained": -2.0, "velocity": 0.0}
+# Output biases: log-odds of an onset, an offset, a held key and a sounding string in a cell (Lin et
+# al. 2017, arXiv 1708.02002, section 4.1).
+ROLLS = {"onset": -4.6, "offset": -4.6, "frame": -3.0, "sustained": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
+# Outputs by hidden layer: force and pedals have their own, so that notes do not crowd them out.
+BRANCHES = {"notes": (*ROLLS,)[:4], "velocity": ("velocity",), "pedals": PEDALS}
 # Onsets are rarest, the sustain pedal is hardest to transcribe, and one window in four has
-# descriptors. Losses of rolls are sums over 88 keys, those of pedals single values.
-WEIGHTS = {"onset": 2.0, "frame": 1.0, "sustained": 0.5, "velocity": 1.0}
-WEIGHTS |= {"sustain": 4.0, "una_corda": 1.0, "descriptors": 4.0}
+# descriptors. Losses of rolls are sums over 88 keys, that of the velocity is a mean over notes,
+# those of pedals single values.
+WEIGHTS = {"onset": 2.0, "offset": 1.0, "frame": 1.0, "sustained": 0.5, "velocity": 6.0}
+WEIGHTS |= {"sustain": 6.0, "una_corda": 1.0, "descriptors": 4.0}
 _COLUMN = {"frame": "down", "sustained": "sounding"}  # in histories
 LOSSES = ("loss", *(_COLUMN.get(name, name) for name in WEIGHTS))
 # fmt: off
@@ -51,8 +56,8 @@ def steps_of(model: ModelConfig) -> int:
 
 
 class TranscriptionHead(nn.Module):
-    """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear, shared by all
-    columns and all steps. Without the norm, training diverges."""
+    """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear for each of
+    ``BRANCHES``, shared by all columns and all steps. Without the norm, training diverges."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -65,18 +70,24 @@ class TranscriptionHead(nn.Module):
         bands, steps = self.config.grid[0], steps_of(self.config)
         columns = patches.reshape(batch, bands, tokens // bands, width).swapaxes(1, 2)
         columns = columns.reshape(batch, tokens // bands, bands * width)
-        hidden = gelu(per_token(nn.Dense(steps * HIDDEN, dtype=self.dtype, name="hidden"), columns))
-        hidden = layer_norm(1e-6, self.dtype, "norm")(hidden.reshape(batch, -1, HIDDEN))
+        outputs = {}
+        for branch, names in BRANCHES.items():
+            layer = nn.Dense(steps * HIDDEN, dtype=self.dtype, name=f"{branch}_hidden")
+            hidden = gelu(per_token(layer, columns)).reshape(batch, -1, HIDDEN)
+            hidden = layer_norm(1e-6, self.dtype, f"{branch}_norm")(hidden)
+            sizes = [N_KEYS if name in ROLLS else 1 for name in names]
+            rates = np.repeat([ROLLS.get(name, 0.0) for name in names], sizes)
 
-        def base_rates(rng: jax.Array, shape: tuple[int], dtype=jnp.float32) -> jax.Array:
-            rolls = jnp.repeat(jnp.asarray(list(ROLLS.values()), dtype), N_KEYS)
-            return jnp.concatenate([rolls, jnp.zeros(len(PEDALS), dtype)])
+            def base_rates(rng, shape, dtype=jnp.float32, rates=rates) -> jax.Array:
+                return jnp.asarray(rates, dtype)
 
-        values = len(ROLLS) * N_KEYS + len(PEDALS)
-        layer = nn.Dense(values, dtype=self.dtype, bias_init=base_rates, name="out")
-        out = per_token(layer, hidden).astype(jnp.float32)
-        rolls = {name: out[..., k * N_KEYS : (k + 1) * N_KEYS] for k, name in enumerate(ROLLS)}
-        return rolls | {name: out[..., len(ROLLS) * N_KEYS + k] for k, name in enumerate(PEDALS)}
+            layer = nn.Dense(
+                len(rates), dtype=self.dtype, bias_init=base_rates, name=f"{branch}_out"
+            )
+            out = per_token(layer, hidden).astype(jnp.float32)
+            parts = jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
+            outputs |= dict(zip(names, parts, strict=True))
+        return outputs | {name: outputs[name][..., 0] for name in PEDALS}
 
 
 class DescriptorHead(nn.Module):
@@ -122,25 +133,30 @@ class TranscriptionModel(nn.Module):
 def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
-    ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and
-    ``struck`` marks the steps of the onsets. Keys and strings are active if they are in any frame
-    of a step; pedals are averaged over a step.
+    ``onset`` and ``offset`` are Kong et al.'s slopes around the exact times, ``velocity`` that of
+    the notes with an onset within `REACH`, and ``struck`` marks the steps of the onsets. Keys and
+    strings are active if they are in any frame of a step; pedals are averaged over a step.
     """
     frames = targets.onset.shape[1] // STEP * STEP
 
     def paired(x):
         return x[:, :frames].reshape(x.shape[0], -1, STEP, *x.shape[2:])
 
-    onset, velocity = targets.onset.astype(jnp.float32), targets.velocity.astype(jnp.float32)
-    padding = ((0, 0), (ONSET_REACH, ONSET_REACH), (0, 0))
-    onset_near, velocity_near = jnp.pad(onset, padding), jnp.pad(velocity, padding)
-    slope = level = jnp.zeros((onset.shape[0], frames // STEP, onset.shape[2]), jnp.float32)
-    for shift in range(1 - ONSET_REACH, STEP + ONSET_REACH - 1):
-        there = slice(ONSET_REACH + shift, ONSET_REACH + shift + frames - STEP + 1, STEP)
-        nearness = 1 - abs(shift - (STEP - 1) / 2) / ONSET_REACH
-        slope = jnp.maximum(slope, nearness * onset_near[:, there])
-        level = jnp.maximum(level, velocity_near[:, there])
-    steps = {"onset": slope, "velocity": level, "struck": paired(onset).max(axis=2)}
+    padding = ((0, 0), (REACH, REACH), (0, 0))
+    near = {
+        name: jnp.pad(getattr(targets, name).astype(jnp.float32), padding, constant_values=value)
+        for name, value in {"onset": jnp.nan, "offset": jnp.nan, "velocity": 0.0}.items()
+    }
+    shape = (targets.onset.shape[0], frames // STEP, targets.onset.shape[2])
+    steps = {name: jnp.zeros(shape, jnp.float32) for name in near}
+    for shift in range(-REACH, STEP + REACH):
+        there = slice(REACH + shift, REACH + shift + frames - STEP + 1, STEP)
+        for name in ("onset", "offset"):
+            away = jnp.abs(shift + near[name][:, there] - (STEP - 1) / 2) / REACH
+            steps[name] = jnp.fmax(steps[name], 1 - away)  # NaN: none there
+        level = jnp.where(steps["onset"] > 0, near["velocity"][:, there], 0.0)
+        steps["velocity"] = jnp.maximum(steps["velocity"], level)
+    steps["struck"] = paired(~jnp.isnan(targets.onset)).max(axis=2).astype(jnp.float32)
     for name in _COLUMN:
         steps[name] = paired(getattr(targets, name)).max(axis=2).astype(jnp.float32)
     for name in PEDALS:
@@ -170,7 +186,7 @@ def losses(
     def entropy(name):
         return optax.sigmoid_binary_cross_entropy(outputs[name], wanted[name])
 
-    parts = {name: entropy(name).sum(axis=-1).mean() for name in ("onset", *_COLUMN)}
+    parts = {name: entropy(name).sum(axis=-1).mean() for name in BRANCHES["notes"]}
     struck = jnp.maximum(wanted["onset"].sum(axis=(1, 2)), 1.0)
     parts["velocity"] = ((entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / struck).mean()
     parts |= {name: entropy(name).mean() for name in PEDALS}

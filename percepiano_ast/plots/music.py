@@ -67,11 +67,11 @@ def transcription(
     top.set_title("recording", loc="left")
     end = front_end.seconds(len(log_mel_db))
     extent = (0, end, LOWEST - 0.5, LOWEST + PIANO_KEYS - 0.5)
-    for axes, title, frames, colour in (
-        (truth, "reference: keys, onsets brighter", played, GREY),
-        (keys, "transcription", predicted, COLOURS[1]),
+    for axes, title, frames, onset, colour in (
+        (truth, "reference: keys, onsets brighter", played, ~np.isnan(played.onset), GREY),
+        (keys, "transcription", predicted, predicted.onset, COLOURS[1]),
     ):
-        image = _image(axes, 0.5 * frames.frame + 0.5 * frames.onset, extent, 0, 1)
+        image = _image(axes, 0.5 * frames.frame + 0.5 * onset, extent, 0, 1)
         axes.set_title(title, loc="left")
         axes.set(ylabel="MIDI pitch", yticks=range(24, 109, 12))
         figure.colorbar(image, ax=axes, label="activation", pad=0.01)

@@ -199,7 +199,8 @@ def compile_described() -> None:
     frames = model.n_frames
     batch: dict = {"codes": array(jnp.uint8, frames, model.n_mels)}
     if config.objective != "ssast":
-        rolls = [array(dtype, frames, N_KEYS) for dtype in (bool, bool, bool, jnp.float32)]
+        types = (jnp.float16, jnp.float16, bool, bool, jnp.float32)
+        rolls = [array(dtype, frames, N_KEYS) for dtype in types]
         pedals = [array(jnp.float32, frames)] * 2
         batch["targets"] = FrameTargets(*rolls, *pedals)
         batch["descriptors"] = array(jnp.float32, run.num_descriptors)

@@ -563,8 +563,9 @@ def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
     if config.objective != "ssast":
         steps = transcription.steps_of(model) * model.grid[1]
         outputs = len(transcription.ROLLS) * N_KEYS + len(transcription.PEDALS)
+        hidden = len(transcription.BRANCHES) * model.grid[0] * model.width
         forward += encoder(patches)
-        forward += 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
+        forward += 2 * steps * transcription.HIDDEN * (hidden + outputs)
     return 3.0 * forward
 
 
