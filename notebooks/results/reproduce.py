@@ -9,6 +9,7 @@ of MAESTRO's 108 GB.
 """
 
 import dataclasses
+import functools
 import io
 import logging
 import os
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+import scipy
 import typer
 
 from percepiano_ast import audio
@@ -39,7 +41,15 @@ from percepiano_ast.files import lock_config, process_map, show_progress, write_
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
-from percepiano_ast.music.midi import Performance, excerpt, read_midi, trimmed, write_midi
+from percepiano_ast.music.midi import (
+    PEDAL_DOWN,
+    SUSTAIN,
+    Performance,
+    excerpt,
+    read_midi,
+    trimmed,
+    write_midi,
+)
 from percepiano_ast.music.synth import RenderCache
 from percepiano_ast.pipeline import steps
 from percepiano_ast.pipeline.baselines import BASELINES, BaselineOptions, run_baselines
@@ -59,6 +69,9 @@ logger = logging.getLogger("percepiano_ast.reproduce")
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
 EXCERPT = 60.0  # seconds
+TOUCH = 1.35  # largest factor of all velocities of an excerpt, and its inverse
+RESONANCE_DB = (-40.0, -15.0)  # of the undamped strings, re the sound of an excerpt
+STRINGS = 8  # different sets of strings
 
 
 def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
@@ -106,9 +119,10 @@ def render_archive(
 
     Args:
         workers: number of rendering processes.
-        conditions: write excerpts of `EXCERPT` seconds instead, each by the next synthesizer, under
-            recording conditions of its own (`audio.effects.draw_conditions`), and as loud as `rate`
-            makes a recording, up to `audio.JITTER_DB`.
+        conditions: write excerpts of `EXCERPT` seconds instead, each by the next synthesizer, with
+            drawn force and resonance of the strings, under recording conditions of its own
+            (`audio.effects.draw_conditions`), and as loud as `rate` makes a recording, up to
+            `audio.JITTER_DB`.
 
     Raises:
         InputError: no performances, or a missing soundfont.
@@ -128,7 +142,8 @@ def render_archive(
     rows["turn"] = piece.groupby(piece).cumcount()
     chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours)
     if conditions:
-        chosen = [(row, part) for row, whole in chosen for part in _excerpts(whole)]
+        rng = np.random.default_rng(seed)
+        chosen = [(row, part) for row, whole in chosen for part in _excerpts(whole, rng)]
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
         its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
@@ -149,12 +164,15 @@ def render_archive(
     return maestro.write_archive(path, recordings(), SAMPLE_RATE)
 
 
-def _excerpts(performance: Performance) -> Iterator[Performance]:
-    """Consecutive excerpts of `EXCERPT` seconds; the last may be up to twice as long."""
+def _excerpts(performance: Performance, rng: np.random.Generator) -> Iterator[Performance]:
+    """Consecutive excerpts of `EXCERPT` seconds, each played softer or louder by up to `TOUCH`; the
+    last may be up to twice as long."""
     count = max(int(performance.notes["offset"].max() // EXCERPT), 1)
     for number in range(count):
         stop = (number + 1) * EXCERPT if number < count - 1 else np.inf
         if (part := excerpt(performance, number * EXCERPT, stop)) is not None:
+            force = part.notes["velocity"] * TOUCH ** rng.uniform(-1, 1)
+            part.notes["velocity"] = np.clip(np.rint(force), 1, 127)
             yield trimmed(part)
 
 
@@ -167,6 +185,7 @@ def _sound(
     if not conditions:
         return wave, performance
     rng = np.random.default_rng([seed, number])
+    wave = _with_resonance(wave, performance, rng)
     drawn = effects.draw_conditions(rng)
     wave = drawn.apply(wave, SAMPLE_RATE, int(rng.integers(2**31)))
     target = audio.LOUDNESS + rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
@@ -174,6 +193,41 @@ def _sound(
     for times in (notes["onset"], notes["offset"], pedals["time"]):
         times /= drawn.speed
     return audio.normalize_loudness(wave, SAMPLE_RATE, target), Performance(notes, pedals)
+
+
+def _with_resonance(
+    wave: np.ndarray, performance: Performance, rng: np.random.Generator
+) -> np.ndarray:
+    """The wave with the resonance of all strings while the sustain pedal is down, which sampled
+    pianos lack, at a level drawn from `RESONANCE_DB`."""
+    times = np.arange(len(wave)) / SAMPLE_RATE
+    down = (performance.pedal_at(SUSTAIN, times) >= PEDAL_DOWN).astype(np.float32)
+    ramp = np.hanning(round(0.06 * SAMPLE_RATE)).astype(np.float32)  # dampers take a while
+    down = scipy.signal.oaconvolve(down, ramp / ramp.sum(), mode="same")
+    response = _strings(int(rng.integers(STRINGS)))
+    ringing = down * scipy.signal.oaconvolve(wave * down, response)[: len(wave)]
+    level = 10 ** (rng.uniform(*RESONANCE_DB) / 20)
+    scale = level * np.linalg.norm(wave) / max(np.linalg.norm(ringing), 1e-9)
+    return wave + np.float32(min(scale, 1.0)) * ringing.astype(np.float32)
+
+
+@functools.cache
+def _strings(seed: int) -> np.ndarray:
+    """Impulse response of the undamped strings of all keys, float32 (3 s,): their lowest partials,
+    with frequencies and decays as those of `synth.BuiltinPiano`."""
+    rng, times = np.random.default_rng(seed), np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE
+    response = np.zeros(len(times))
+    for pitch in range(21, 109):
+        f0 = 440 * 2 ** ((pitch - 69) / 12 + rng.normal(0, 2) / 1200)
+        stiffness = np.exp(0.0926 * pitch - 13.64) + np.exp(-0.0847 * pitch - 5.82)
+        t60 = min(14.0, 12 * 2 ** ((40 - pitch) / 16))
+        for order in range(1, 9):
+            frequency = order * f0 * np.sqrt(1 + stiffness * order**2)
+            if frequency < 0.45 * SAMPLE_RATE:
+                decay = np.exp(-np.log(1000) / t60 * (1 + 0.12 * (order - 1)) * times)
+                phase = rng.uniform(0, 2 * np.pi)
+                response += decay * np.sin(2 * np.pi * frequency * times + phase) / order
+    return (response / np.linalg.norm(response)).astype(np.float32)
 
 
 def _chosen(rows: pd.DataFrame, files: dict, hours: float) -> list[tuple]:
