@@ -41,7 +41,7 @@ def open_run(preset: str, save_to: str = HERE, *, wants: str = "") -> pipeline.R
     """Open the run of a notebook: check the runtime, and prepare its storage location.
 
     Args:
-        preset: ``demo``, ``micro``, ``mini``, ``small`` or ``base``.
+        preset: ``demo``, ``micro``, ``mini``, ``compact``, ``small`` or ``base``.
         save_to: ``this runtime only``: a folder that is deleted with the runtime; ``Google Drive``:
             ``MyDrive/percepiano_ast/<preset>``, mounted with the user's permission; off Colab, both
             mean ``runs/<preset>``. ``gs://BUCKET/PREFIX`` for shards, checkpoints and models; all
@@ -126,7 +126,7 @@ def check_runtime(preset: Preset, wants: str) -> None:
         f"Runtime > Change runtime type > {device}" if on_colab() else f"a machine with a {device}"
     )
     # trainable on CPU: `mini` takes about an hour on one core for two epochs of 45 h of music
-    if preset.name not in ("micro", "mini"):
+    if preset.name not in ("micro", "mini", "compact"):
         raise InputError(
             f"preset {preset.name!r} takes days {slow}: choose {other} and run all cells again, or"
             " set PRESET to 'demo', which takes minutes on any machine"

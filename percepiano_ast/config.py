@@ -398,7 +398,7 @@ PRESETS = {
         ),
         Preset(
             "compact",
-            # Windows of five seconds: the pedal is heard by what rings on.
+            # Windows of five seconds show what the pedal keeps sounding.
             dataclasses.replace(MODELS["compact"], n_mels=FINE.n_mels, n_frames=512),
             PretrainConfig(
                 batch_size=16, epochs=24, learning_rate=1e-3, warmup_steps=500, ema_decay=0.999

@@ -63,7 +63,7 @@ class TestRules:
             return
         assert next(iter(run_notebooks.form_of(LOADED[name]))) == "PRESET"
         preset, save_to = form.source.splitlines()[1:3]
-        assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
+        assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "compact", "small", "base"]'
         # "Run all" of the demo opens no Drive dialog.
         choices = f'["{colab.HERE}", "{colab.ON_DRIVE}"] {{allow-input: true}}'
         assert save_to == f'SAVE_TO = "{colab.HERE}"  #@param {choices}'
@@ -143,7 +143,7 @@ def test_figures_are_displayed_as_html_with_alt_text(monkeypatch):
 
 
 def test_the_form_offers_every_preset():
-    assert set(PRESETS) == {"demo", "micro", "mini", "small", "base"}
+    assert set(PRESETS) == {"demo", "micro", "mini", "compact", "small", "base"}
 
 
 def test_filling_in_a_form_changes_that_row_alone():
