@@ -63,7 +63,10 @@ class TestRules:
             return
         assert next(iter(run_notebooks.form_of(LOADED[name]))) == "PRESET"
         preset, save_to = form.source.splitlines()[1:3]
-        assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "compact", "small", "base"]'
+        assert (
+            preset
+            == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "compact", "small", "base"]'
+        )
         # "Run all" of the demo opens no Drive dialog.
         choices = f'["{colab.HERE}", "{colab.ON_DRIVE}"] {{allow-input: true}}'
         assert save_to == f'SAVE_TO = "{colab.HERE}"  #@param {choices}'

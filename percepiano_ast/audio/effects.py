@@ -179,3 +179,192 @@ EFFECTS = tuple(
 )
 # not used in training or by augmentation
 HELD_OUT_ROOM = Effect("room", 0.7, "RT60 {:g} s", _room)
+
+# --- Recording conditions -------------------------------------------------------------------------
+
+_BANDS = (0.0, 300.0, 1000.0, 3000.0, np.inf)  # Hz, edges of the bands that decay differently
+_MP3_DELAY = 4000  # samples: more than any encoder and decoder delay together
+
+
+@dataclass(frozen=True)
+class RecordingConditions:
+    """Room, microphone and device of a recording.
+
+    Attributes:
+        rt60: reverberation time in seconds below 300 Hz; 0 for no room.
+        direct_db: direct sound over reverberation in dB.
+        dullness: share by which the reverberation time is shorter above 3 kHz.
+        low_hz, high_hz: band of the microphone (-3 dB).
+        resonance_hz, resonance_db: a peak or dip an octave wide.
+        snr_db: level of the sound over that of pink noise; infinite for none.
+        hum: share of the noise's power that is hum of the mains.
+        agc: ratio of the automatic gain control, 1 for none; ``agc_seconds``, its time constant.
+        drive: amplitude of the peaks at the input of a soft clipper (tanh); 0 for none.
+        kbit: bit rate of an MP3 file in kbit/s; 0 for none.
+        offset: constant added to the samples (DC).
+        cents: tuning, by playing faster: times of events are divided by ``speed``.
+    """
+
+    rt60: float = 0.0
+    direct_db: float = 20.0
+    dullness: float = 0.5
+    low_hz: float = 20.0
+    high_hz: float = 20_000.0
+    resonance_hz: float = 1000.0
+    resonance_db: float = 0.0
+    snr_db: float = np.inf
+    hum: float = 0.0
+    agc: float = 1.0
+    agc_seconds: float = 0.3
+    drive: float = 0.0
+    kbit: float = 0.0
+    offset: float = 0.0
+    cents: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """How many times faster the recording plays."""
+        return 2 ** (self.cents / 1200)
+
+    def apply(self, wave: np.ndarray, sample_rate: int, seed: int) -> np.ndarray:
+        """``wave`` float32 (n,) under these conditions, float32 (n / speed,), with a peak of 0.9;
+        the same seed gives the same room and noise. Events do not move but for ``speed``.
+
+        Raises:
+            InputError: see `Effect.apply`; ``kbit`` needs one of its sampling rates.
+        """
+        rng = np.random.default_rng(seed)
+        wave = retune(wave, sample_rate, self.cents)
+        if self.rt60:
+            response = self._room(sample_rate, rng)
+            wave = wave + scipy.signal.oaconvolve(wave, response)[: len(wave)]
+
+        # Filters have no phase, so that onsets stay where they are.
+        size = scipy.fft.next_fast_len(len(wave), real=True)
+        hertz = np.fft.rfftfreq(size, 1 / sample_rate) + 1e-3
+        octaves = np.log2(hertz / self.resonance_hz)
+        response = 10 ** (self.resonance_db / 20 * np.exp(-2 * octaves**2))
+        response /= np.sqrt((1 + (self.low_hz / hertz) ** 4) * (1 + (hertz / self.high_hz) ** 8))
+        wave = _filtered(wave, response, size)
+        power = np.mean(wave**2) + 1e-12
+
+        if np.isfinite(self.snr_db):
+            pink = response / np.sqrt(np.maximum(hertz, 20.0))
+            noise = _filtered(rng.standard_normal(len(wave), np.float32), pink, size)
+            noise *= np.sqrt((1 - self.hum) / np.mean(noise**2))
+            if self.hum:
+                mains = rng.choice([50, 60]) * np.arange(len(wave)) / sample_rate
+                phases = 2 * np.pi * rng.random(4)
+                harmonics = zip((1, 2, 3, 5), phases, strict=True)
+                hum = sum(np.sin(2 * np.pi * mains * k + phase) / k for k, phase in harmonics)
+                noise = noise + hum * np.sqrt(self.hum / np.mean(hum**2))
+            wave = wave + noise * np.sqrt(power) * 10 ** (-self.snr_db / 20)
+
+        if self.agc > 1:
+            kept = np.exp(-1 / (self.agc_seconds * sample_rate))
+            level = [kept * power]
+            level = scipy.signal.lfilter([1 - kept], [1, -kept], wave**2, zi=level)[0] / power
+            wave = wave * np.maximum(level, 1e-3) ** (0.5 * (1 / self.agc - 1))
+        wave = 0.9 * wave / max(np.abs(wave).max(), 1e-9)
+        if self.drive:
+            wave = 0.9 * np.tanh(self.drive * wave) / np.tanh(self.drive)
+        if self.kbit:
+            wave = _without_delay(_mp3(wave, sample_rate, self.kbit, rng), wave, sample_rate)
+        return np.ascontiguousarray(wave + self.offset, np.float32)
+
+    def _room(self, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+        """Impulse response of the room without the direct sound: six early reflections, and noise
+        that decays exponentially, faster in high bands (Polack 1988)."""
+        times = np.arange(round(1.2 * self.rt60 * sample_rate)) / sample_rate
+        spectrum = np.fft.rfft(rng.standard_normal(len(times)))
+        hertz = np.fft.rfftfreq(len(times), 1 / sample_rate)
+        tail = np.zeros(len(times))
+        for number, (low, high) in enumerate(zip(_BANDS, _BANDS[1:])):
+            band = np.fft.irfft(np.where((hertz >= low) & (hertz < high), spectrum, 0), len(times))
+            seconds = self.rt60 * (1 - self.dullness * number / (len(_BANDS) - 2))
+            tail += band * np.exp(-np.log(1000) * times / seconds)
+        delay = round(rng.uniform(0.002, 0.02) * sample_rate)
+        response = np.concatenate([np.zeros(delay), tail])
+        early = np.abs(tail[:200]).mean()
+        at = np.minimum(rng.uniform(0.002, 0.04, 6) * sample_rate, len(response) - 1).astype(int)
+        response[at] += rng.choice([-1, 1], 6) * rng.uniform(2, 12, 6) * early
+        return response * 10 ** (-self.direct_db / 20) / np.linalg.norm(response)
+
+
+def _filtered(wave: np.ndarray, response: np.ndarray, size: int) -> np.ndarray:
+    """The wave with the magnitudes of its FFT of ``size`` multiplied by ``response``."""
+    spectrum = scipy.fft.rfft(wave, size) * response.astype(np.float32)
+    return scipy.fft.irfft(spectrum, size)[: len(wave)]
+
+
+def _without_delay(wave: np.ndarray, original: np.ndarray, sample_rate: int) -> np.ndarray:
+    """The wave shifted and cut or padded to match the original; the delay is the lag of the highest
+    cross-correlation of the first ten seconds."""
+    length = min(len(original), len(wave), 10 * sample_rate)
+    size = scipy.fft.next_fast_len(2 * length, real=True)
+    spectra = [scipy.fft.rfft(values[:length], size) for values in (wave, original)]
+    lag = int(np.argmax(scipy.fft.irfft(spectra[0] * spectra[1].conj(), size)[:_MP3_DELAY]))
+    wave = wave[lag : lag + len(original)]
+    return np.pad(wave, (0, len(original) - len(wave)))
+
+
+# A phone in a living room.
+PHONE = RecordingConditions(
+    rt60=0.5,
+    direct_db=0.0,
+    low_hz=150.0,
+    high_hz=8500.0,
+    resonance_hz=3200.0,
+    resonance_db=6.0,
+    snr_db=28.0,
+    agc=2.5,
+    drive=1.0,
+    kbit=64.0,
+)
+
+
+def draw_conditions(rng: np.random.Generator) -> RecordingConditions:
+    """Draw conditions: three in ten of a studio, the others of any room, half of these by a phone
+    or a like device. Slightly mistuned."""
+
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    def ratio(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    kind = rng.choice(["studio", "room", "phone"], p=[0.3, 0.35, 0.35])
+    drawn = {
+        "rt60": ratio(0.2, 1.5) if rng.random() < 0.7 else 0.0,
+        "direct_db": between(5, 20),
+        "dullness": between(0.2, 0.8),
+        "low_hz": ratio(15, 60),
+        "resonance_hz": ratio(500, 5000),
+        "resonance_db": between(-4, 4),
+        "snr_db": between(45, 75),
+        "cents": float(np.clip(rng.normal(0, 10), -35, 35)),
+    }
+    if kind != "studio":
+        drawn |= {
+            "rt60": ratio(0.2, 2.5),
+            "direct_db": between(-4, 12),
+            "low_hz": ratio(20, 120),
+            "high_hz": ratio(6000, 20_000),
+            "snr_db": between(25, 60),
+            "hum": between(0, 0.5) if rng.random() < 0.3 else 0.0,
+        }
+    if kind == "phone":
+        drawn |= {
+            "direct_db": between(-5, 6),
+            "low_hz": ratio(60, 300),
+            "high_hz": ratio(4000, 11_000),
+            "resonance_hz": ratio(1500, 5000),
+            "resonance_db": between(0, 9),
+            "snr_db": between(15, 45),
+            "agc": between(1, 4),
+            "agc_seconds": ratio(0.05, 1),
+            "drive": between(0.2, 2) if rng.random() < 0.6 else 0.0,
+            "kbit": ratio(24, 96) if rng.random() < 0.6 else 0.0,
+            "offset": float(rng.normal(0, 0.003)),
+        }
+    return RecordingConditions(**drawn)
