@@ -1,6 +1,7 @@
 """Sensitivity tests: tables from known effects, the recording conditions, and the whole on a few
 clips. About 25 s."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,7 +15,13 @@ import pytest
 from scipy import stats
 from tiny import CLIPS, compiled_once, embed, finetuning
 
-from percepiano_ast.audio.effects import EFFECTS
+from percepiano_ast.audio.effects import (
+    EFFECTS,
+    HELD_OUT_ROOM,
+    PHONE,
+    RecordingConditions,
+    draw_conditions,
+)
 from percepiano_ast.cli import main
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
@@ -234,6 +241,85 @@ def test_mp3_of_fewer_bits_is_farther_from_the_original(wave):
 def test_mp3_at_another_sampling_rate_is_refused(wave):
     with pytest.raises(InputError, match="cannot write MP3 at 44100 Hz"):
         next(one for one in EFFECTS if one.kind == "mp3").apply(wave, 44_100, 0)
+
+
+# --- Recording conditions -----------------------------------------------------------------------
+
+DRAWN = [draw_conditions(np.random.default_rng(seed)) for seed in range(40)]
+
+
+def decay_seconds(response: np.ndarray) -> float:
+    """Reverberation time from the slope between -5 and -25 dB (Schroeder 1965)."""
+    energy = np.cumsum(response[::-1] ** 2)[::-1]
+    level = 10 * np.log10(energy / energy[0] + 1e-12)
+    return 3 * (np.argmax(level < -25) - np.argmax(level < -5)) / RATE
+
+
+def clicks() -> np.ndarray:
+    wave = np.zeros(4 * RATE, np.float32)
+    wave[RATE::RATE] = 0.5
+    return wave
+
+
+def test_drawn_conditions_differ_and_are_the_same_for_a_seed():
+    assert len(set(DRAWN)) == len(DRAWN) and DRAWN[7] == draw_conditions(np.random.default_rng(7))
+    phones = [one for one in DRAWN if one.agc > 1]
+    assert 0.15 < len(phones) / len(DRAWN) < 0.55
+    with pytest.raises(InputError, match="studo.*studio"):
+        draw_conditions(np.random.default_rng(0), "studo")
+
+
+@pytest.mark.parametrize("drawn", [*DRAWN[:8], PHONE])
+def test_onsets_stay_where_they_are(drawn):
+    drawn = dataclasses.replace(drawn, snr_db=np.inf, offset=0.0)
+    found = np.abs(drawn.apply(clicks(), RATE, 3))
+    for second in (1, 2, 3):
+        start = round(second * RATE / drawn.speed) - 1000
+        assert abs(int(np.argmax(found[start : start + 2000])) - 1000) <= 2
+
+
+@pytest.mark.parametrize("drawn", [*DRAWN[:8], PHONE])
+def test_any_sound_can_be_recorded(drawn, wave):
+    for sound in (wave, 50 * wave, np.zeros(RATE, np.float32), wave[:500]):
+        recorded = drawn.apply(sound, RATE, 1)
+        assert recorded.dtype == np.float32 and np.isfinite(recorded).all()
+        assert abs(len(recorded) - len(sound) / drawn.speed) <= 1 and np.abs(recorded).max() < 1
+        np.testing.assert_array_equal(drawn.apply(sound, RATE, 1), recorded)
+
+
+def test_a_recording_has_the_stated_noise_band_tuning_and_offset(wave):
+    noise = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32)
+    banded = RecordingConditions(low_hz=200, high_hz=4000).apply(noise, RATE, 0)
+    level = 10 * np.log10(np.abs(np.fft.rfft(banded)) ** 2)
+    octaves = [level[4 * low : 8 * low].mean() for low in (25, 500, 1000, 5000)]
+    assert octaves[1] == pytest.approx(octaves[2], abs=1)
+    assert octaves[0] < octaves[1] - 20 and octaves[3] < octaves[1] - 15
+    clean, noisy = (
+        RecordingConditions(snr_db=snr).apply(wave, RATE, 0).astype(float) for snr in (np.inf, 20.0)
+    )
+    scale = (clean @ noisy) / (clean @ clean)
+    left = noisy - scale * clean
+    assert 10 * np.log10(scale**2 * (clean @ clean) / (left @ left)) == pytest.approx(20, abs=0.3)
+    tuned = RecordingConditions(cents=20).apply(wave, RATE, 0)
+    assert np.argmax(np.abs(np.fft.rfft(tuned, 16 * RATE))) / 16 == pytest.approx(445.1, abs=0.2)
+    assert RecordingConditions(offset=0.05).apply(wave, RATE, 0).mean() == pytest.approx(
+        0.05, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_a_drawn_room_decays_as_stated(seconds):
+    room = RecordingConditions(rt60=seconds, dullness=0.0, direct_db=3.0)
+    response = room.apply(clicks()[: 2 * RATE], RATE, 0)[RATE:] / 0.9
+    assert 10 * np.log10(1 / np.sum(response[1:] ** 2)) == pytest.approx(3.0, abs=0.7)
+    assert decay_seconds(response[1:]) == pytest.approx(seconds, rel=0.25)
+
+
+def test_the_held_out_room_is_a_room_as_stated():
+    response = HELD_OUT_ROOM.apply(clicks()[: 2 * RATE], RATE, 0)[RATE:] / 0.5
+    assert response[0] == pytest.approx(1, abs=1e-3)
+    assert 10 * np.log10(1 / np.sum(response[1:] ** 2)) == pytest.approx(0, abs=0.2)
+    assert decay_seconds(response[1:]) == pytest.approx(HELD_OUT_ROOM.amount, rel=0.25)
 
 
 # --- Rating functions ---------------------------------------------------------------------------

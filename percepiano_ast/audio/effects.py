@@ -11,6 +11,7 @@ import scipy
 import soundfile
 import soxr
 
+from percepiano_ast.config import lookup
 from percepiano_ast.errors import InputError
 
 # --- Loudness -----------------------------------------------------------------------------------
@@ -85,9 +86,8 @@ def retune(wave: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
 
 # --- Effects ------------------------------------------------------------------------------------
 
-# Direct-to-reverberant ratio in dB by reverberation time in seconds: small room, hall, church, and
-# a living room from some distance, for testing only.
-_DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0, 0.7: 0.0}
+# Direct-to-reverberant ratio in dB by reverberation time in seconds: small room, hall, church.
+_DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0}
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,36 @@ def _room(wave, sample_rate, seconds, rng):
     tail = fade * tail + (1 - fade) * dull
     tail *= 10 ** (-_DIRECT[seconds] / 20) / np.linalg.norm(tail)
     response = np.concatenate([np.zeros(round(0.012 * sample_rate)), tail])  # 12 ms of pre-delay
+    return wave + scipy.signal.oaconvolve(wave, response)[: len(wave)]
+
+
+def _shoebox(wave, sample_rate, seconds, rng):
+    """A rectangular room of drawn size by its image sources (Allen and Berkley 1979), with as much
+    reverberant as direct sound; the reverberation time above 3 kHz is halved. The direct sound is
+    unchanged."""
+    size = rng.uniform((3.5, 3.0, 2.4), (6.0, 5.0, 3.0))
+    source, microphone = size * rng.uniform(0.15, 0.35, 3), size * rng.uniform(0.6, 0.85, 3)
+    orders = [np.arange(-count, count + 1) for count in np.ceil(343 * seconds / (2 * size))]
+    image = np.stack(np.meshgrid(*orders, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    mirrored = np.stack(np.meshgrid(*[[0, 1]] * 3), axis=-1).reshape(1, -1, 3)
+    away = (1 - 2 * mirrored) * source + 2 * image * size - microphone
+    distance = np.linalg.norm(away, axis=-1).ravel()
+    hits = (np.abs(image - mirrored) + np.abs(image)).sum(axis=-1).ravel()
+    direct = np.linalg.norm(source - microphone)
+    at = np.rint((distance - direct) / 343 * sample_rate).astype(int)
+    within = (hits > 0) & (at < seconds * sample_rate)
+    surface = 2 * (size[0] * size[1] + size[0] * size[2] + size[1] * size[2])
+    # Eyring's formula: the loss of energy at each wall
+    kept = np.exp(-0.161 * np.prod(size) / surface / np.array([seconds, seconds / 2]))
+    low, high = (
+        np.bincount(at[within], (direct / distance * share ** (hits / 2))[within]) for share in kept
+    )
+    treble = scipy.signal.butter(2, 3000, "high", fs=sample_rate, output="sos")
+    response = low + scipy.signal.sosfiltfilt(treble, high - low)
+    # all images have the same sign, walls do not: without their sum at 0 Hz
+    response -= scipy.ndimage.uniform_filter1d(response, round(0.02 * sample_rate))
+    response[0] = 0.0
+    response /= np.linalg.norm(response)
     return wave + scipy.signal.oaconvolve(wave, response)[: len(wave)]
 
 
@@ -177,12 +207,13 @@ EFFECTS = tuple(
     )
     for amount in amounts
 )
-# not used in training or by augmentation
-HELD_OUT_ROOM = Effect("room", 0.7, "RT60 {:g} s", _room)
+# A kind of room that no training uses.
+HELD_OUT_ROOM = Effect("room", 0.6, "RT60 {:g} s, shoebox", _shoebox)
 
 # --- Recording conditions -------------------------------------------------------------------------
 
 _BANDS = (0.0, 300.0, 1000.0, 3000.0, np.inf)  # Hz, edges of the bands that decay differently
+_KINDS = {"studio": 0.3, "room": 0.35, "phone": 0.35}
 _MP3_DELAY = 4000  # samples: more than any encoder and decoder delay together
 
 
@@ -323,9 +354,10 @@ PHONE = RecordingConditions(
 )
 
 
-def draw_conditions(rng: np.random.Generator) -> RecordingConditions:
-    """Draw conditions: three in ten of a studio, the others of any room, half of these by a phone
-    or a like device. Slightly mistuned."""
+def draw_conditions(rng: np.random.Generator, kind: str = "") -> RecordingConditions:
+    """Draw conditions of a ``kind``, ``studio``, ``room`` or ``phone`` (in a room, or a like
+    device); by default three in ten are of a studio, the others of rooms, half of these by phones.
+    Slightly mistuned."""
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
@@ -333,7 +365,8 @@ def draw_conditions(rng: np.random.Generator) -> RecordingConditions:
     def ratio(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-    kind = rng.choice(["studio", "room", "phone"], p=[0.3, 0.35, 0.35])
+    kind = kind or rng.choice(list(_KINDS), p=list(_KINDS.values()))
+    lookup(_KINDS, kind, "kind of conditions")
     drawn = {
         "rt60": ratio(0.2, 1.5) if rng.random() < 0.7 else 0.0,
         "direct_db": between(5, 20),

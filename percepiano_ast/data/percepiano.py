@@ -21,7 +21,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
+from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM, draw_conditions
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards
 from percepiano_ast.dimensions import KEYS
@@ -371,6 +371,16 @@ def _one_of(*effects):
     return effect
 
 
+def _conditions(kind: str):
+    """Apply recording conditions of a kind of `draw_conditions`, drawn for each clip."""
+
+    def effect(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+        drawn = draw_conditions(rng, kind)
+        return drawn.apply(wave, sample_rate, int(rng.integers(2**31)))
+
+    return effect
+
+
 AUGMENTATIONS = {
     "stretch": RenderingAugmentation(
         lambda performance, rng: PARAMETERS["tempo"].change(
@@ -379,7 +389,8 @@ AUGMENTATIONS = {
         _stretched,
     ),
     "transpose": RenderingAugmentation(_transposed, _shifted),
-    "room": RenderingAugmentation(None, _one_of(*(one for one in EFFECTS if one.kind == "room"))),
+    "room": RenderingAugmentation(None, _conditions("room")),
+    "phone": RenderingAugmentation(None, _conditions("phone")),
     "livingroom": RenderingAugmentation(None, _one_of(HELD_OUT_ROOM)),
     "noise": RenderingAugmentation(None, _one_of(*(one for one in EFFECTS if one.kind == "noise"))),
 }
