@@ -1,7 +1,7 @@
 """Reproduce the results page.
 
 ``render`` makes an archive of recordings of ASAP; ``experiment`` runs everything from raw MIDI to
-the report, in stages that can be interrupted and resumed.
+the report, in stages that can be interrupted and resumed; ``soundfont`` builds further pianos.
 
 ASAP: Foscarin et al. 2020, github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0. Half of its
 performances are excerpts of MAESTRO's recordings. Rendered, it is a small pre-training set instead
@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+import pianos
 import typer
 
 from percepiano_ast.cli import FOLDER, SET, option, run_app
@@ -364,7 +365,7 @@ app = typer.Typer(help=__doc__, add_completion=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run ``render`` or ``experiment``; returns the exit code, as the command line's."""
+    """Run a command; returns the exit code, as the command line's."""
     show_progress()
     return run_app(app, "python notebooks/results/reproduce.py", arguments)
 
@@ -437,6 +438,16 @@ def experiment(
     made = run_experiment(run.switched(settings).preset, out, Experiment(**given), minutes)
     if made:
         print(made)
+
+
+@app.command()
+def soundfont(
+    piano: str = typer.Argument(..., help=" or ".join(pianos.PIANOS)),
+    packages: str = option(..., "Folder of the piano's npm packages, from `npm pack`.", "DIR"),
+    output: str = option(..., "The soundfont to write; a synthesizer's name.", "SF2"),
+):
+    """Build a soundfont from the samples of a recorded piano."""
+    print(pianos.build(piano, packages, output))
 
 
 if __name__ == "__main__":
