@@ -1,7 +1,8 @@
 """Reproduce the results page.
 
 ``render`` makes an archive of recordings of ASAP; ``experiment`` runs everything from raw MIDI to
-the report, in stages that can be interrupted and resumed; ``soundfont`` builds further pianos.
+the report, in stages that can be interrupted and resumed; ``soundfont`` builds further pianos;
+``transcription`` measures a transcription model.
 
 ASAP: Foscarin et al. 2020, github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0. Half of its
 performances are excerpts of MAESTRO's recordings. Rendered, it is a small pre-training set instead
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import jax
 import numpy as np
 import pandas as pd
@@ -448,6 +450,22 @@ def soundfont(
 ):
     """Build a soundfont from the samples of a recorded piano."""
     print(pianos.build(piano, packages, output))
+
+
+@app.command()
+def transcription(
+    model: str = typer.Argument(..., help="A transcription model or a rating model"),
+    percepiano: str = FOLDER,
+    real: str = option("", "Folder of MAPS excerpts, *.flac and *.tsv.", "DIR"),
+    synthesizers: list[str] = option(
+        [], "Synthesizers, also with an augmentation: fluidr3mono+room.", "NAME"
+    ),
+    clips: int = option(60, "Number of PercePiano clips to render.", "N"),
+):
+    """Measure the notes and pedals of a model on real pianos and renderings; one CSV row each."""
+    for number, row in enumerate(accuracy.accuracy(model, percepiano, real, synthesizers, clips)):
+        table = pd.DataFrame([row]).round(4)
+        print(table.to_csv(index=False, header=not number), end="", flush=True)
 
 
 if __name__ == "__main__":
