@@ -189,7 +189,7 @@ def _sound(
         return wave, performance
     rng = np.random.default_rng([seed, number])
     wave = _with_resonance(wave, performance, rng)
-    drawn = effects.draw_conditions(rng)
+    drawn = effects.draw_conditions(rng, cents=20.0)
     wave = drawn.apply(wave, SAMPLE_RATE, int(rng.integers(2**31)))
     target = audio.LOUDNESS + rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
