@@ -6,15 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from scipy import stats
 from tiny import CLIPS, compiled_once, embed, finetuning
 
-from percepiano_ast.audio.effects import EFFECTS
+from percepiano_ast.audio.effects import (
+    EFFECTS,
+    HELD_OUT_ROOM,
+    PHONE,
+    RecordingConditions,
+    draw_conditions,
+    draw_phone,
+    draw_room,
+)
 from percepiano_ast.cli import main
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
@@ -234,6 +244,119 @@ def test_mp3_of_fewer_bits_is_farther_from_the_original(wave):
 def test_mp3_at_another_sampling_rate_is_refused(wave):
     with pytest.raises(InputError, match="cannot write MP3 at 44100 Hz"):
         next(one for one in EFFECTS if one.kind == "mp3").apply(wave, 44_100, 0)
+
+
+def drawn(draw, n=8):
+    return [draw(np.random.default_rng(seed)) for seed in range(n)]
+
+
+ONE_EACH = {
+    "room": RecordingConditions(rt60=1.0, direct_db=0, reflections=6),
+    "microphone": RecordingConditions(low_cut=150, high_cut=6000, resonance_db=8),
+    "noise": RecordingConditions(snr=20, noise_slope=-5, hum=0.4, mains=60),
+    "gain control": RecordingConditions(agc_ratio=3),
+    "soft clipping": RecordingConditions(drive=9, peak_db=-3),
+    "offset": RecordingConditions(offset=0.02),
+    "mp3": RecordingConditions(codec="mp3", kbit=64),
+    "mp3 of a low rate": RecordingConditions(codec="mp3", kbit=32),
+    "vorbis": RecordingConditions(codec="vorbis", kbit=40),
+    "phone": PHONE,
+}
+
+
+@pytest.fixture(scope="module")
+def strokes():
+    """Four decaying strokes, as short as a click and as long as a tone: float32 (3 s,)."""
+    wave, at = np.zeros(3 * RATE), np.arange(RATE // 2) / RATE
+    noise = np.random.default_rng(0).standard_normal(len(at))
+    for k, pitch in enumerate((220, 330, 554, 880)):
+        start = RATE // 2 * (k + 1)
+        wave[start : start + len(at)] = 0.2 * np.sin(2 * np.pi * pitch * at) * np.exp(-8 * at)
+        wave[start : start + len(at)] += 0.3 * noise * np.exp(-200 * at)
+    return wave.astype(np.float32)
+
+
+def moved(changed) -> float:
+    """Seconds by which the first of the strokes, at 0.5 s, is late: when half of the peak of its
+    first 4 ms is reached. Later, the room may be louder."""
+    found, at = np.abs(changed), RATE // 2
+    return int(np.argmax(found > found[at : at + RATE // 250].max() / 2) - at) / RATE
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_nothing_in_a_recording_moves_onsets(name, strokes):
+    untouched, conditions = strokes.copy(), ONE_EACH[name]
+    changed = conditions.apply(strokes, RATE, 1)
+    assert changed.dtype == np.float32 and changed.shape == strokes.shape
+    assert np.abs(changed - strokes).max() > 1e-3
+    assert abs(moved(changed)) < 0.002
+    np.testing.assert_array_equal(conditions.apply(strokes, RATE, 1), changed)
+    np.testing.assert_array_equal(strokes, untouched)
+
+
+def test_a_drawn_recording_keeps_onsets_and_is_finite(strokes):
+    for conditions in drawn(draw_room) + drawn(draw_phone):
+        changed = conditions.apply(strokes, RATE, 0)
+        assert np.isfinite(changed).all() and np.abs(changed).max() < 1.3
+        assert abs(moved(changed)) < 0.002, conditions
+    faster = RecordingConditions(cents=50)
+    assert len(faster.apply(strokes, RATE, 0)) == pytest.approx(len(strokes) / faster.speed, abs=1)
+
+
+@pytest.mark.parametrize("length", [0, 1, 30, 2000])
+@pytest.mark.parametrize("level", [0, 1e-6, 50])
+def test_silence_short_and_loud_sound_can_be_recorded(length, level):
+    wave = np.full(length, level, np.float32)
+    for conditions in [*ONE_EACH.values(), *drawn(draw_phone, 3)]:
+        changed = conditions.apply(wave, RATE, 0)
+        assert len(changed) == length and np.isfinite(changed).all()
+        assert np.abs(changed).max(initial=0) < 1.5
+
+
+def test_a_recording_has_the_conditions_that_were_asked_for(strokes):
+    noise = replace(ONE_EACH["noise"], snr=25).apply(strokes, RATE, 0) - strokes
+    assert 10 * np.log10(np.mean(strokes**2) / np.mean(noise**2)) == pytest.approx(25, abs=0.1)
+    click = np.zeros(3 * RATE, np.float32)
+    click[0] = 0.01
+    tail = RecordingConditions(rt60=1.0, direct_db=4, reflections=5).apply(click, RATE, 0)[1:]
+    assert 10 * np.log10(0.01**2 / np.sum(tail**2)) == pytest.approx(4, abs=0.1)
+    low = scipy.signal.sosfilt(scipy.signal.butter(4, 1000, fs=RATE, output="sos"), tail)
+    decay = 10 * np.log10(np.cumsum(low[::-1] ** 2)[::-1] / np.sum(low**2))
+    assert 2 * (np.argmax(decay < -35) - np.argmax(decay < -5)) / RATE == pytest.approx(1, abs=0.15)
+    band = RecordingConditions(low_cut=200, high_cut=5000).apply(click, RATE, 0)
+    response = 20 * np.log10(np.abs(np.fft.rfft(band)) / 0.01)[[600, 3000, 15_000, 27_000]]
+    np.testing.assert_allclose(response[:3], [-3, 0, -3], atol=0.2)
+    assert response[3] < -20  # at 9 kHz
+    steps = np.repeat([0.02, 0.2], 2 * RATE).astype(np.float32) * np.tile([1, -1], 2 * RATE)
+    even = RecordingConditions(agc_ratio=2).apply(steps, RATE, 0)
+    assert even[4 * RATE - 500] / even[2 * RATE - 500] == pytest.approx(10**0.5, rel=0.05)
+    loud = RecordingConditions(drive=12, peak_db=-6).apply(strokes, RATE, 0)
+    assert np.abs(loud).max() == pytest.approx(10 ** (-6 / 20), rel=1e-4)
+    assert np.std(loud) / np.abs(loud).max() > 1.5 * np.std(strokes) / np.abs(strokes).max()
+    assert np.mean(RecordingConditions(offset=0.1).apply(strokes, RATE, 0)) > 0.099
+
+
+def test_draws_cover_recordings_as_they_are_rooms_and_phones():
+    found = drawn(draw_conditions, 400)
+    assert 0.12 < np.mean([one == RecordingConditions() for one in found]) < 0.28
+    assert all(one.cents == 0 for one in found)  # times of notes hold
+    changed = [one for one in found if one != RecordingConditions()]
+    for name, low, high in (("rt60", 0.2, 2.5), ("direct_db", -3, 12), ("snr", 20, 65)):
+        values = [getattr(one, name) for one in changed]
+        assert min(values) < low and max(values) > high
+    assert {one.codec for one in changed} == {"", "mp3", "vorbis"}
+    assert max(abs(draw_phone(np.random.default_rng(k), cents=15).cents) for k in range(50)) > 10
+
+
+def test_the_room_of_tests_has_reflections_of_walls_and_keeps_the_direct_sound():
+    click = np.zeros(2 * RATE, np.float32)
+    click[100] = 1
+    for seed in range(3):
+        heard = HELD_OUT_ROOM.apply(click, RATE, seed)
+        assert heard[100] == pytest.approx(1, abs=0.05) and np.abs(heard[:100]).max() < 1e-6
+        early, late = (np.sum(heard[k * RATE // 5 + 101 :][:2000] ** 2) for k in (0, 2))
+        assert 15 < 10 * np.log10(early / late) < 60
+    assert (heard != HELD_OUT_ROOM.apply(click, RATE, 1)).any()
 
 
 # --- Rating functions ---------------------------------------------------------------------------

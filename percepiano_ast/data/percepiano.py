@@ -12,7 +12,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
+from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM, draw_phone, draw_room
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards
 from percepiano_ast.dimensions import KEYS
@@ -371,6 +371,16 @@ def _one_of(*effects):
     return effect
 
 
+def _recorded(draw):
+    """Record in drawn conditions, detuned by up to 15 cents, at the level of the rendering."""
+
+    def effect(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+        conditions = replace(draw(rng, cents=15), peak_db=None)
+        return conditions.apply(wave, sample_rate, int(rng.integers(2**31)))
+
+    return effect
+
+
 AUGMENTATIONS = {
     "stretch": RenderingAugmentation(
         lambda performance, rng: PARAMETERS["tempo"].change(
@@ -379,7 +389,8 @@ AUGMENTATIONS = {
         _stretched,
     ),
     "transpose": RenderingAugmentation(_transposed, _shifted),
-    "room": RenderingAugmentation(None, _one_of(*(one for one in EFFECTS if one.kind == "room"))),
+    "room": RenderingAugmentation(None, _recorded(draw_room)),
+    "phone": RenderingAugmentation(None, _recorded(draw_phone)),
     "livingroom": RenderingAugmentation(None, _one_of(HELD_OUT_ROOM)),
     "noise": RenderingAugmentation(None, _one_of(*(one for one in EFFECTS if one.kind == "noise"))),
 }
