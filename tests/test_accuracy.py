@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from reproduce import main
 
+from percepiano_ast.errors import InputError
 from percepiano_ast.inference.rate import BUNDLED
 from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance
 
@@ -54,19 +55,22 @@ def test_the_delay_of_a_recording_is_estimated_and_that_of_a_rendering_counts(de
 @pytest.mark.real_data
 def test_the_bundled_model_is_measured_on_a_recording_and_on_renderings(percepiano_dir, capsys):
     arguments = ["transcription", str(BUNDLED), "--percepiano", str(percepiano_dir)]
-    assert main([*arguments, "--synthesizers", "builtin+noise", "--clips", "1"]) == 0
+    assert main([*arguments, "--synthesizers", "builtin+phone", "--clips", "1"]) == 0
     recording, rendering = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert recording["condition"] == "percepiano recording" and recording["clips"] == "1"
-    assert rendering["condition"] == "builtin+noise" and rendering["clips"] == "1"
+    assert rendering["condition"] == "builtin+phone" and rendering["clips"] == "1"
     for row in (recording, rendering):
         assert 0.5 < float(row["onset_f1"]) < 1 and 0.5 < float(row["pedal_agreement"]) <= 1
         assert float(row["velocity_f1"]) <= float(row["offset_f1"]) < float(row["onset_f1"])
     assert float(recording["lag"]) and not float(rendering["lag"])
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
+@pytest.mark.real_data
+def test_what_cannot_be_measured_is_refused(percepiano_dir, tmp_path, capsys):
     arguments = ["transcription", str(BUNDLED), "--percepiano", str(tmp_path)]
     assert main([*arguments, "--real", str(tmp_path)]) == 2
     assert f"no *.flac in {tmp_path}. Give a folder of excerpts" in capsys.readouterr().err
     assert main(["transcription", str(tmp_path / "none.safetensors"), *arguments[2:]]) == 2
     assert "none.safetensors" in capsys.readouterr().err
+    with pytest.raises(InputError, match="unknown condition 'phne'. Did you mean 'phone'"):
+        next(accuracy.renderings(percepiano_dir, "builtin+phne", 1, 22_050))

@@ -554,7 +554,7 @@ def transcription(
     percepiano: str = FOLDER,
     real: str = option("", "Folder of MAPS excerpts, *.flac and *.tsv.", "DIR"),
     synthesizers: list[str] = option(
-        [], "Synthesizers, also with an augmentation: fluidr3mono+room.", "NAME"
+        [], f"Synthesizers; NAME+CONDITION: {', '.join(accuracy.RECORDED)}.", "NAME"
     ),
     clips: int = option(60, "Number of PercePiano clips to render.", "N"),
 ):
