@@ -70,7 +70,7 @@ class TranscriptionHead(nn.Module):
         bands, steps = self.config.grid[0], steps_of(self.config)
         columns = patches.reshape(batch, bands, tokens // bands, width).swapaxes(1, 2)
         columns = columns.reshape(batch, tokens // bands, bands * width)
-        outputs = {}
+        outputs: dict[str, jax.Array] = {}
         for branch, names in BRANCHES.items():
             layer = nn.Dense(steps * HIDDEN, dtype=self.dtype, name=f"{branch}_hidden")
             hidden = gelu(per_token(layer, columns)).reshape(batch, -1, HIDDEN)
