@@ -25,6 +25,7 @@ from tiny import (
 from percepiano_ast.config import PRESETS, PretrainConfig
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import write_tensors
 from percepiano_ast.inference import rate
 from percepiano_ast.inference.rate import FoldEnsemble, require_explained
 from percepiano_ast.inference.transcribe import Transcriber, features_of
@@ -336,6 +337,17 @@ class TestListener:
             InputError, match="no notes were detected in any of 1 recordings. Pre-train longer"
         ):
             features_of(listener.transcribe_all([silence]))
+
+    def test_a_model_with_the_head_of_version_0_1_is_refused(self, trained, tmp_path):
+        listener = Transcriber.open(trained[0])
+        tensors, metadata = listener.tensors()
+        old = {name.replace("notes_hidden", "hidden"): x for name, x in tensors.items()}
+        write_tensors(tmp_path / "old.safetensors", old, metadata | {"description": "{}"})
+        with pytest.raises(InputError, match="head is of version 0.1.0.*Pre-train again"):
+            Transcriber.read(tmp_path / "old.safetensors")
+        params = listener.params | {"transcription": {"hidden": {}, "out": {}}}
+        with pytest.raises(InputError, match="head is of version 0.1.0.*Pre-train again"):
+            Transcriber(params, listener.model, listener.front_end, listener.statistics)
 
     def test_what_is_written_hears_the_same(self, trained, tmp_path):
         listener = Transcriber.open(trained[0])

@@ -64,6 +64,7 @@ class Transcriber:
         statistics: LevelStats,
         compute: ComputeConfig = ComputeConfig(),
     ):
+        require_current_head(params["transcription"])
         self.model, self.front_end, self.statistics = model, front_end, statistics
         self.params = {name: params[name] for name in ("encoder", "transcription")}
         module = TranscriptionModel(model, compute_for(compute, jax.devices()[0]))
@@ -126,6 +127,7 @@ class Transcriber:
             raise ValueError(f"{stated} patches, blocks and mel bands are stated, {found} found")
         window = jax.ShapeDtypeStruct((1, model.n_frames, model.n_mels), jnp.float32)
         like = jax.eval_shape(TranscriptionModel(model).init, jax.random.key(0), window)["params"]
+        require_current_head(unflatten_dict(tensors, sep="/")["transcription"])
         require_same_shapes(unflatten_dict(tensors, sep="/"), like, "the file")
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
         return cls(unflatten_dict(flat, sep="/"), model, front_end, statistics)
@@ -195,6 +197,15 @@ class Transcriber:
                 shown = time.monotonic()
                 logger.info(f"  transcribed {number:,} of {len(clips):,} recordings")
         return found
+
+
+def require_current_head(params: dict) -> None:
+    """InputError if the parameters of a transcription head are those of an earlier version."""
+    if "hidden" in params:
+        raise InputError(
+            "the transcription head is of version 0.1.0, which had no offsets and one hidden layer"
+            " for everything. Pre-train again with this version, or use that one"
+        )
 
 
 def read_tensors(
