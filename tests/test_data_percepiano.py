@@ -96,7 +96,8 @@ def test_renderings_are_cached_and_augmentations_differ_from_them(folder, tmp_pa
         and percepiano.is_plain(rated.synthesizer).sum() == 4
     )
     for plain, room, stretched in zip(*(rated.codes[k::3] for k in range(3))):
-        assert len(plain) == len(room) and (plain != room).any()
+        # a room comes with a recorder that runs up to 15 cents too fast or too slow
+        assert abs(len(room) / len(plain) - 1) < 0.01 and (plain[:400] != room[:400]).any()
         assert abs(len(stretched) / len(plain) - 1) < 0.06
     # Another run beside it hears what was rendered.
     stamps = [path.stat().st_mtime_ns for path in made]

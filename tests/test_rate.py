@@ -707,7 +707,7 @@ class TestFile:
             assert (0.02 < judge.within).all() and (judge.within < 0.15).all()
 
     def test_it_is_small_and_its_card_says_what_it_is_not_for(self, model):
-        assert BUNDLED.stat().st_size <= 25e6
+        assert BUNDLED.stat().st_size <= 60e6
         card = BUNDLED.with_suffix(".md").read_text()
         assert (
             f"{model.description['r']['mean']:.2f}" in card
