@@ -536,7 +536,8 @@ def test_bits_of_shards(data):
 
 @pytest.mark.slow
 def test_training(training):
-    check(training[0], read_json("training.json"), rtol=1e-3, atol=1e-4)
+    # a correlation near 0 differs by 1.3e-4 between versions of jaxlib
+    check(training[0], read_json("training.json"), rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.slow
