@@ -162,8 +162,7 @@ class ModelConfig:
 
 
 # tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and
-# the demo on a CPU, mini trains on two cores in an hour or two, compact, the size of the bundled
-# encoder, in a night.
+# the demo on a CPU, mini trains on two cores in an hour or two, compact in about ten hours.
 MODELS = {
     model.name: model
     for model in (

@@ -536,8 +536,8 @@ def test_bits_of_shards(data):
 
 @pytest.mark.slow
 def test_training(training):
-    # a correlation near 0 differs by 1.3e-4 between versions of jaxlib
-    check(training[0], read_json("training.json"), rtol=1e-3, atol=2e-4)
+    # una_corda_r, near 0, differs by 1.3e-4 between two versions of jaxlib: their mean is pinned
+    check(training[0], read_json("training.json"), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ of MAESTRO's 108 GB.
 """
 
 import dataclasses
-import functools
 import io
 import logging
 import os
@@ -20,7 +19,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ logger = logging.getLogger("percepiano_ast.reproduce")
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
 EXCERPT = 60.0  # seconds
-TOUCH = 1.35  # largest factor of all velocities of an excerpt, and its inverse
+VELOCITY_FACTOR = 1.35  # the largest for an excerpt, and its inverse the smallest
 RESONANCE_DB = (-40.0, -15.0)  # of the undamped strings, re the sound of an excerpt
 STRINGS = 8  # different sets of strings
 
@@ -123,7 +122,7 @@ def render_archive(
     Args:
         workers: number of rendering processes.
         conditions: write excerpts of `EXCERPT` seconds instead, each by the next synthesizer, with
-            drawn force and resonance of the strings, under recording conditions of its own
+            drawn velocities and resonance of the strings, under recording conditions of its own
             (`audio.effects.draw_conditions`), and as loud as `rate` makes a recording, up to
             `audio.JITTER_DB`.
 
@@ -153,7 +152,8 @@ def render_archive(
         piano.prepare(its, workers)
 
     make = partial(_sound, seed, conditions)
-    items = enumerate((piano, performance) for (_, performance), piano in zip(chosen, pianos))
+    named = zip(chosen, pianos)
+    items = enumerate((row.midi_performance, whole, piano) for (row, whole), piano in named)
 
     def recordings() -> Iterator[tuple]:
         sounds = process_map(make, items, workers, chunksize=8)
@@ -168,23 +168,23 @@ def render_archive(
 
 
 def _excerpts(performance: Performance, rng: np.random.Generator) -> Iterator[Performance]:
-    """Consecutive excerpts of `EXCERPT` seconds, each played softer or louder by up to `TOUCH`; the
-    last may be up to twice as long."""
+    """Consecutive excerpts of `EXCERPT` seconds, their velocities scaled by up to
+    `VELOCITY_FACTOR`; the last may be up to twice as long."""
     count = max(int(performance.notes["offset"].max() // EXCERPT), 1)
     for number in range(count):
         stop = (number + 1) * EXCERPT if number < count - 1 else np.inf
         if (part := excerpt(performance, number * EXCERPT, stop)) is not None:
-            force = part.notes["velocity"] * TOUCH ** rng.uniform(-1, 1)
-            part.notes["velocity"] = np.clip(np.rint(force), 1, 127)
+            scaled = part.notes["velocity"] * VELOCITY_FACTOR ** rng.uniform(-1, 1)
+            part.notes["velocity"] = np.clip(np.rint(scaled), 1, 127)
             yield trimmed(part)
 
 
 def _sound(
-    seed: int, conditions: bool, item: tuple[int, tuple[RenderCache, Performance]]
+    seed: int, conditions: bool, item: tuple[int, tuple[str, Performance, RenderCache]]
 ) -> tuple[np.ndarray, Performance]:
     """A rendering, and the performance in its time."""
-    number, (piano, performance) = item
-    wave = piano.wave(performance)
+    number, (name, performance, piano) = item
+    wave = piano.wave(performance, name)
     if not conditions:
         return wave, performance
     rng = np.random.default_rng([seed, number])
@@ -205,7 +205,7 @@ def _with_resonance(
     pianos lack, at a level drawn from `RESONANCE_DB`."""
     times = np.arange(len(wave)) / SAMPLE_RATE
     down = (performance.pedal_at(SUSTAIN, times) >= PEDAL_DOWN).astype(np.float32)
-    ramp = np.hanning(round(0.06 * SAMPLE_RATE)).astype(np.float32)  # dampers take a while
+    ramp = np.hanning(round(0.06 * SAMPLE_RATE)).astype(np.float32)  # damping takes 60 ms
     down = scipy.signal.oaconvolve(down, ramp / ramp.sum(), mode="same")
     response = _strings(int(rng.integers(STRINGS)))
     ringing = down * scipy.signal.oaconvolve(wave * down, response)[: len(wave)]
@@ -214,7 +214,7 @@ def _with_resonance(
     return wave + np.float32(min(scale, 1.0)) * ringing.astype(np.float32)
 
 
-@functools.cache
+@cache
 def _strings(seed: int) -> np.ndarray:
     """Impulse response of the undamped strings of all keys, float32 (3 s,): their lowest partials,
     with frequencies and decays as those of `synth.BuiltinPiano`."""

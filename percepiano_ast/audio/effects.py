@@ -122,6 +122,7 @@ def _shoebox(wave, sample_rate, seconds, rng):
     seconds *= rng.uniform(0.7, 1.3)
     reflected = np.exp(-0.161 * volume / (2 * surface * seconds))  # share of pressure
     farthest = 340 * 0.75 * seconds  # m: to -45 dB
+    direct = float(np.linalg.norm(piano - microphone))
     fine = 8  # grid points per sample
     response = np.zeros(int(farthest / 340 * sample_rate * fine) + 1)
     spans = [
@@ -135,10 +136,9 @@ def _shoebox(wave, sample_rate, seconds, rng):
         (x, i), (y, j), (z, k) = along
         distance = np.sqrt(x[:, None, None] ** 2 + y[:, None] ** 2 + z**2)
         walls = i[:, None, None] + j[:, None] + k
-        heard = (distance < farthest) & (walls > 0)
-        direct = float(np.linalg.norm(piano - microphone))
-        strength = reflected ** walls[heard] * direct / distance[heard]
-        at = np.round((distance[heard] - direct) / 340 * sample_rate * fine).astype(int)
+        within = (distance < farthest) & (walls > 0)
+        strength = reflected ** walls[within] * direct / distance[within]
+        at = np.round((distance[within] - direct) / 340 * sample_rate * fine).astype(int)
         response += np.bincount(np.maximum(at, 0), strength, minlength=len(response))
     response = fine * scipy.signal.resample_poly(response, 1, fine)
     # images all have the same sign: without this, low frequencies add up

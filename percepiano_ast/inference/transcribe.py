@@ -127,10 +127,11 @@ class Transcriber:
             raise ValueError(f"{stated} patches, blocks and mel bands are stated, {found} found")
         window = jax.ShapeDtypeStruct((1, model.n_frames, model.n_mels), jnp.float32)
         like = jax.eval_shape(TranscriptionModel(model).init, jax.random.key(0), window)["params"]
-        require_current_head(unflatten_dict(tensors, sep="/")["transcription"])
-        require_same_shapes(unflatten_dict(tensors, sep="/"), like, "the file")
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
-        return cls(unflatten_dict(flat, sep="/"), model, front_end, statistics)
+        params = unflatten_dict(flat, sep="/")
+        require_current_head(params["transcription"])
+        require_same_shapes(params, like, "the file")
+        return cls(params, model, front_end, statistics)
 
     def write(self, path: str | Path, description: dict) -> Path:
         """Save the model as a ``.safetensors`` file, which `read` loads; ``description`` is further

@@ -28,8 +28,12 @@ HIDDEN = 256
 # al. 2017, arXiv 1708.02002, section 4.1).
 ROLLS = {"onset": -4.6, "offset": -4.6, "frame": -3.0, "sustained": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
-# Outputs by hidden layer: force and pedals have their own, so that notes do not crowd them out.
-BRANCHES = {"notes": (*ROLLS,)[:4], "velocity": ("velocity",), "pedals": PEDALS}
+# Outputs by hidden layer: velocity and pedals have capacity of their own.
+BRANCHES = {
+    "notes": ("onset", "offset", "frame", "sustained"),
+    "velocity": ("velocity",),
+    "pedals": PEDALS,
+}
 # Onsets are rarest, the sustain pedal is hardest to transcribe, and one window in four has
 # descriptors. Losses of rolls are sums over 88 keys, that of the velocity is a mean over notes,
 # those of pedals single values.

@@ -14,8 +14,8 @@ from percepiano_ast.music import midi
 from percepiano_ast.music.midi import PEDAL_DOWN, SUSTAIN, UNA_CORDA, Performance
 
 LOWEST, N_KEYS = 21, 88  # MIDI pitch of the lowest key (A0), and the number of keys
-# Detection thresholds of outputs between 0 and 1: of the regressed onset (Kong et al.), and of keys
-# and strings.
+# Detection thresholds of outputs between 0 and 1: of the regressed onset and offset (Kong et al.),
+# and of keys and strings.
 ONSET_FROM, OFFSET_FROM, HELD_FROM = 0.3, 0.3, 0.5
 _PEDAL_STEP = 4  # controller values: smaller changes are treated as noise
 
@@ -148,9 +148,9 @@ def frames_to_notes(
     """The transcribed performance, in the time of the recording; None without notes.
 
     Notes start at peaks of at least ``onset_from`` of the regressed onset, with a resolution finer
-    than a step (Kong et al. 2021, section III-E), and end when the key is released: at
-    the peak of the regressed offset within a step or two of the end of the held key, if any.
-    Pedal events are changes of a pedal by 4 or more, or across the value 64.
+    than a step (Kong et al. 2021, section III-E), and end when the key is released: at the peak of
+    the regressed offset within a step or two of the end of the held key, if any. Pedal events are
+    changes of a pedal by 4 or more, or across the value 64.
     """
 
     def peaks(curve: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
