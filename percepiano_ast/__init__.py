@@ -14,7 +14,7 @@ import os
 import warnings
 from importlib import metadata
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _MENDED_IN = (0, 8, 2)
 
